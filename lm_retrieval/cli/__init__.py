@@ -1,0 +1,90 @@
+"""The `lmr` command. Commands are loaded when used; none imports torch before it has to."""
+
+import importlib
+import logging
+import os
+import sys
+
+import click
+
+from lm_retrieval.errors import LmRetrievalError
+from lm_retrieval.version import __version__
+
+_COMMANDS = {
+    "corpus": "corpus:corpus",
+    "tokenizer": "tokenizer:tokenizer",
+    "train": "train:train",
+    "perplexity": "language_model:perplexity",
+    "generate": "language_model:generate",
+    "compare": "language_model:compare",
+    "embed": "retrieval:embed",
+    "index": "retrieval:index",
+    "search": "retrieval:search",
+    "evaluate": "evaluate:evaluate",
+    "info": "info:info",
+}
+
+
+class _LazyGroup(click.Group):
+    """Lists the commands in the order they are used and imports one only when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(f"lm_retrieval.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="lmr")
+def lmr() -> None:
+    r"""Train small language models on your own text, turn them into encoders, search, and measure the ranking.
+
+    \b
+    Start here:
+      lmr corpus build python-docs          a corpus to try things on
+      lmr embed corpora/python-docs         index it (or any folder of text)
+      lmr search "merge two dictionaries"
+      lmr evaluate corpora/python-docs      how good is the ranking?
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs `lmr`; errors of this package become one line on stderr and exit code 1 (2 for wrong usage)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    try:
+        lmr.main(args=[a for a in arguments if a != "--debug"], prog_name="lmr", standalone_mode=False)
+    except LmRetrievalError as error:
+        if debug:
+            raise
+        _fail(f"Error: {error}", 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        _fail("Interrupted.", 130)
+    except BrokenPipeError:
+        # the reader of our output (head, less) is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        if debug:
+            raise
+        _fail(f"Error: {error.filename or 'operating system'}: {error.strerror or error}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+def set_up_logging(*, quiet: bool) -> None:
+    """Messages go to stderr, each a line; `--quiet` keeps warnings only."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("lm_retrieval").setLevel(logging.WARNING if quiet else logging.INFO)

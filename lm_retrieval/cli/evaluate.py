@@ -1,0 +1,119 @@
+"""`lmr evaluate`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lm_retrieval.cli.options import PATH, Command, device_option, echo_json, echo_table
+
+if TYPE_CHECKING:
+    from lm_retrieval.encoding.encoder import Encoder
+    from lm_retrieval.experiment import Comparison
+
+
+@click.command(cls=Command)
+@click.argument("corpus", type=PATH)
+@click.option("--encoder", "encoders", multiple=True, help="A checkpoint; repeatable. Gives a dense and a hybrid row.")
+@click.option(
+    "--postprocess",
+    "postprocesses",
+    multiple=True,
+    type=click.Choice(["none", "center", "whiten"]),
+    help="Try every encoder with this, instead of as configured; repeatable.",
+)
+@click.option("--split", default="test", show_default=True, help="Which judgments: qrels/SPLIT.tsv.")
+@click.option("--measure", "measures", multiple=True, help="An ir-measures name, such as nDCG@10; repeatable.")
+@click.option("--runs-output", type=PATH, help="Folder for one TREC run file per system.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json", "markdown"]),
+    default="text",
+    show_default=True,
+    help="Output form.",
+)
+@device_option
+def evaluate(
+    corpus: Path,
+    encoders: tuple[str, ...],
+    postprocesses: tuple[Any, ...],
+    split: str,
+    measures: tuple[str, ...],
+    runs_output: Path | None,
+    output_format: str,
+    device: str,
+) -> None:
+    r"""Measure rankings on a corpus with queries and judgments (BEIR layout).
+
+    Rows: BM25, LSI-256, and each encoder alone (dense) and with BM25 (hybrid). trec_eval's rules: a query without
+    results counts 0, ties are broken by document id.
+
+    \b
+    Example:
+      lmr evaluate corpora/python-docs --split dev
+      lmr evaluate corpora/python-docs --encoder python-docs-lstm --format markdown
+    """
+    from lm_retrieval.corpus import open_corpus
+    from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES
+    from lm_retrieval.evaluation.trec import write_run
+    from lm_retrieval.experiment import compare_systems
+
+    comparison = compare_systems(
+        open_corpus(corpus),
+        split=split,
+        encoders=[pair for name in encoders for pair in _variants(name, postprocesses, device)],
+        measures=measures or DEFAULT_MEASURES,
+    )
+    if runs_output is not None:
+        for system in comparison.systems:
+            tag = system.name.replace(":", "-").replace("/", "-")
+            write_run(runs_output / f"{tag}.run", system.run, tag=tag)
+    if comparison.judgments_without_document:
+        click.echo(
+            f"{comparison.judgments_without_document} judgments left out: the corpus has no such document", err=True
+        )
+    if output_format == "json":
+        echo_json(comparison.to_dict())
+    else:
+        _echo(comparison, markdown=output_format == "markdown")
+
+
+def _variants(name: str, postprocesses: tuple[Any, ...], device: str) -> list[tuple[str, "Encoder"]]:
+    from lm_retrieval.checkpoint import find_checkpoint, read_config
+    from lm_retrieval.encoding.encoder import Encoder
+
+    path = find_checkpoint(name)
+    if not postprocesses:
+        encoder = Encoder.load(path, device=device)
+        return [(encoder.name, encoder)]
+    stored = read_config(path).encoder
+    variants = []
+    for postprocess in postprocesses:
+        config = stored.model_copy(update={"postprocess": postprocess})
+        encoder = Encoder.load(path, device=device, config=config)
+        variants.append((f"{encoder.name}+{postprocess}" if postprocess != "none" else encoder.name, encoder))
+    return variants
+
+
+def _echo(comparison: "Comparison", *, markdown: bool) -> None:
+    names = list(comparison.systems[0].evaluation.measures)
+    headers = ["system", *names, "judged@10"]
+    rows = [
+        [
+            system.name,
+            *(f"{system.evaluation.measures[name]:.3f}" for name in names),
+            f"{100 * system.evaluation.judged_at_10:.0f} %",
+        ]
+        for system in comparison.systems
+    ]
+    if markdown:
+        click.echo("| " + " | ".join(headers) + " |")
+        click.echo("|---|" + "--:|" * (len(headers) - 1))
+        for row in rows:
+            click.echo("| " + " | ".join(row) + " |")
+        return
+    click.echo(
+        f"{comparison.corpus}, {comparison.split}: {comparison.documents:,} documents, {comparison.queries} queries"
+    )
+    echo_table(headers, rows)

@@ -1,0 +1,34 @@
+"""`lmr info`."""
+
+from pathlib import Path
+
+import click
+
+from lm_retrieval.cli.options import PATH, Command, echo_facts, echo_json, format_option, human_bytes
+
+
+@click.command(cls=Command)
+@click.argument("path", type=PATH)
+@format_option
+def info(path: Path, output_format: str) -> None:
+    """Say what a checkpoint, index or corpus is, from its manifest."""
+    from lm_retrieval.inspection import describe
+
+    facts = describe(path)
+    if output_format == "json":
+        echo_json(facts)
+        return
+    size = facts.pop("bytes")
+    lines: list[tuple[str, object]] = []
+    for name, value in facts.items():
+        label = name.replace("_", " ")
+        if isinstance(value, dict):
+            shown = ", ".join(
+                f"{key} {item:,}" if isinstance(item, int) else f"{key} {item}" for key, item in value.items()
+            )
+            lines.append((label, shown or None))
+        elif isinstance(value, int) and not isinstance(value, bool) and not name.endswith("version"):
+            lines.append((label, f"{value:,}"))
+        else:
+            lines.append((label, value))
+    echo_facts([("path", path), *lines, ("size on disk", human_bytes(size))])

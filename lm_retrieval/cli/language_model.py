@@ -1,0 +1,254 @@
+"""`lmr perplexity`, `lmr generate`, `lmr compare`."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lm_retrieval.cli.options import (
+    PATH,
+    Command,
+    corpus_options,
+    device_option,
+    echo_facts,
+    echo_json,
+    echo_table,
+    format_option,
+    human_bytes,
+)
+
+if TYPE_CHECKING:
+    from lm_retrieval.checkpoint import Checkpoint
+    from lm_retrieval.generation import GenerationConfig
+
+
+@click.command(cls=Command)
+@click.argument("checkpoint")
+@click.argument("paths", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--context",
+    type=click.Choice(["carried", "disjoint", "strided"]),
+    help="carried: the recurrent state goes on through a document (LSTM default); disjoint: every window starts anew "
+    "(Transformer default); strided: windows overlap.",
+)
+@click.option(
+    "--window", type=click.IntRange(min=1), help="Tokens read at once.  [default: the context window, or 256]"
+)
+@click.option("--stride", type=click.IntRange(min=1), help="Step of strided windows.  [default: half a window]")
+@click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Windows side by side.")
+@device_option
+@corpus_options
+@format_option
+def perplexity(
+    checkpoint: str,
+    paths: tuple[Path, ...],
+    context: Any,
+    window: int | None,
+    stride: int | None,
+    batch_size: int,
+    device: str,
+    encoding: str,
+    text_column: str | None,
+    output_format: str,
+) -> None:
+    """How well a language model predicts text: perplexity, bits per byte and per character.
+
+    Bits per byte compare models with different tokenizers; perplexities per token do not.
+    """
+    from lm_retrieval.corpus import open_corpus
+    from lm_retrieval.perplexity import perplexity as measure
+
+    loaded = _load(checkpoint, device)
+    texts = (
+        document.content
+        for path in paths
+        for document in open_corpus(path, encoding=encoding, text_column=text_column).documents()
+    )
+    report = measure(
+        loaded.model,
+        tokenizer=loaded.tokenizer,
+        texts=texts,
+        context=context,
+        window=window,
+        stride=stride,
+        batch_size=batch_size,
+    )
+    if output_format == "json":
+        echo_json({"checkpoint": loaded.name, **report.to_dict()})
+        return
+    how = f"{report.context}, window {report.window} tokens"
+    echo_facts(
+        [
+            ("checkpoint", loaded.name),
+            ("perplexity", f"{report.perplexity:.3f} per token"),
+            ("word perplexity", f"{report.word_perplexity:.2f}"),
+            ("bits per byte", f"{report.bits_per_byte:.4f}"),
+            ("bits per character", f"{report.bits_per_character:.4f}"),
+            ("text", f"{report.documents:,} documents, {report.tokens:,} tokens, {report.bytes:,} bytes"),
+            ("context", how + (f", stride {report.stride}" if report.context == "strided" else "")),
+        ]
+    )
+
+
+@click.command(cls=Command)
+@click.argument("checkpoints", nargs=-1, required=True)
+@click.option("--prompt", "prompts", multiple=True, help="Text to continue; repeatable; - reads lines from stdin.")
+@click.option("--prompts-file", type=PATH, help="A file with one prompt per line.")
+@click.option("--interactive", is_flag=True, help="Ask for prompts until an empty line.")
+@click.option("--preset", type=click.Choice(["precise", "balanced", "creative"]), help="Sampling controls in one word.")
+@click.option("--max-new-tokens", type=int, help="Most tokens to add.  [default: 64]")
+@click.option("--temperature", type=float, help="Below 1 sharpens, above 1 flattens.  [default: 1.0]")
+@click.option("--top-k", type=int, help="Keep the k likeliest tokens; 0 keeps all.  [default: 0]")
+@click.option("--top-p", type=float, help="Keep the likeliest tokens of this total probability.  [default: 1.0]")
+@click.option("--min-p", type=float, help="Drop tokens below this share of the likeliest.  [default: 0]")
+@click.option("--repetition-penalty", type=float, help="Above 1 makes repeats less likely.  [default: 1.0]")
+@click.option("--seed", type=int, help="The same seed gives the same text.  [default: 0]")
+@click.option("--stop", "stop_strings", multiple=True, help="End before this text; repeatable.")
+@click.option("--greedy", is_flag=True, help="Always the likeliest token.")
+@click.option("--beams", "num_beams", type=int, help="Beam search with so many beams.")
+@device_option
+@format_option
+def generate(
+    checkpoints: tuple[str, ...],
+    prompts: tuple[str, ...],
+    prompts_file: Path | None,
+    interactive: bool,
+    preset: str | None,
+    greedy: bool,
+    device: str,
+    output_format: str,
+    **controls: Any,
+) -> None:
+    r"""Continue text with one language model, or with several side by side.
+
+    \b
+    Example:
+      lmr generate checkpoints/lstm --prompt "The river" --preset balanced
+      lmr generate lstm transformer --prompt "The river" --seed 3
+    """
+    from lm_retrieval.generation import PRESETS, GenerationConfig
+
+    chosen = {name: value for name, value in controls.items() if value not in (None, ())}
+    if greedy or chosen.get("num_beams", 1) > 1:
+        chosen["do_sample"] = False
+    config = replace(PRESETS[preset] if preset else GenerationConfig(), **chosen)
+    texts = _prompts(prompts, prompts_file)
+    if not texts and not interactive:
+        raise click.UsageError("give --prompt TEXT, --prompts-file FILE, --prompt - or --interactive")
+    models = [_load(name, device) for name in checkpoints]
+    if interactive:
+        while prompt := click.prompt("prompt", default="", show_default=False):
+            _continue(models, [prompt], config, output_format)
+    else:
+        _continue(models, texts, config, output_format)
+
+
+@click.command(cls=Command)
+@click.argument("checkpoints", nargs=-1, required=True)
+@click.option("--text", "text_paths", multiple=True, required=True, type=PATH, help="Text to score; repeatable.")
+@click.option("--prompt", default="The", show_default=True, help="Prompt for the latency runs and the sample.")
+@corpus_options
+@format_option
+def compare(
+    checkpoints: tuple[str, ...],
+    text_paths: tuple[Path, ...],
+    prompt: str,
+    encoding: str,
+    text_column: str | None,
+    output_format: str,
+) -> None:
+    """Compare language models: parameters by part, perplexity, bits per byte, latency, tokens/s, memory.
+
+    Each model is measured in a process of its own.
+    """
+    from lm_retrieval.checkpoint import find_checkpoint
+    from lm_retrieval.comparison import compare_models
+    from lm_retrieval.corpus import open_corpus
+
+    texts = [
+        document.content
+        for path in text_paths
+        for document in open_corpus(path, encoding=encoding, text_column=text_column).documents()
+    ]
+    rows = compare_models([find_checkpoint(name) for name in checkpoints], texts=texts, prompt=prompt)
+    if output_format == "json":
+        echo_json([row.to_dict() for row in rows])
+        return
+
+    def line(label: str, *values: str) -> tuple[str, ...]:
+        return (label, *values)
+
+    parts = sorted({part for row in rows for part in row.parameters})
+    table = [
+        line("type", *(row.type for row in rows)),
+        line("parameters", *(f"{row.total_parameters:,}" for row in rows)),
+        *(line(f"  {part}", *(f"{row.parameters.get(part, 0):,}" for row in rows)) for part in parts),
+        line("weights on disk", *(human_bytes(row.weights_bytes) for row in rows)),
+        line("vocabulary", *(f"{row.vocab_size:,}" for row in rows)),
+        line("perplexity per token", *(f"{row.perplexity:.2f}" for row in rows)),
+        line("perplexity per word", *(f"{row.word_perplexity:.1f}" for row in rows)),
+        line("bits per byte", *(f"{row.bits_per_byte:.3f}" for row in rows)),
+        line("bits per character", *(f"{row.bits_per_character:.3f}" for row in rows)),
+        line("context", *(row.context for row in rows)),
+        line("reading, tokens/s", *(f"{row.reading_tokens_per_second:,.0f}" for row in rows)),
+        line("writing, ms/token, one prompt", *(f"{row.single_ms_per_token:.2f}" for row in rows)),
+        line("writing, ms/token, 8 prompts", *(f"{row.batched_ms_per_token:.2f}" for row in rows)),
+        line("peak memory", *(human_bytes(row.peak_memory_bytes) for row in rows)),
+    ]
+    echo_table(["", *(row.name for row in rows)], table)
+    for row in rows:
+        click.echo(f"{row.name}: {prompt}{row.sample}")
+
+
+def _load(name: str, device: str) -> "Checkpoint":
+    from lm_retrieval.checkpoint import Checkpoint, find_checkpoint
+    from lm_retrieval.runtime import configure_torch, resolve_device
+
+    configure_torch()
+    return Checkpoint.load(find_checkpoint(name), device=str(resolve_device(device)))
+
+
+def _prompts(prompts: tuple[str, ...], path: Path | None) -> list[str]:
+    from lm_retrieval.corpus.files import read_text
+
+    texts = [line for prompt in prompts for line in (sys.stdin.read().splitlines() if prompt == "-" else [prompt])]
+    return texts + (read_text(path, encoding="utf-8").splitlines() if path else [])
+
+
+def _continue(models: list["Checkpoint"], prompts: list[str], config: "GenerationConfig", output_format: str) -> None:
+    from lm_retrieval.generation import generate as run
+    from lm_retrieval.generation import stream
+
+    if output_format == "text" and len(models) == len(prompts) == 1 and config.num_beams == 1:
+        click.echo(prompts[0], nl=False)
+        for piece in stream(models[0].model, tokenizer=models[0].tokenizer, prompt=prompts[0], config=config):
+            click.echo(piece, nl=False)
+        click.echo()
+        return
+    columns = [run(model.model, tokenizer=model.tokenizer, prompts=prompts, config=config) for model in models]
+    if output_format == "json":
+        echo_json(
+            [
+                {
+                    "prompt": prompt,
+                    "generations": {
+                        model.name: {
+                            "text": results[place].text,
+                            "tokens": len(results[place].token_ids),
+                            "log_probability": results[place].log_probability,
+                            "finish_reason": results[place].finish_reason,
+                        }
+                        for model, results in zip(models, columns, strict=True)
+                    },
+                }
+                for place, prompt in enumerate(prompts)
+            ]
+        )
+    elif len(models) == 1:
+        for result in columns[0]:
+            click.echo(f"{result.prompt}{result.text}\n")
+    else:
+        rows = [[p + results[place].text for results in columns] for place, p in enumerate(prompts)]
+        echo_table([model.name for model in models], rows, left=len(models))

@@ -1,0 +1,105 @@
+"""Options that several commands share, and what they print with."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lm_retrieval.cli import set_up_logging
+from lm_retrieval.runtime import THREADS_VARIABLE
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Command(click.Command):
+    """A command with `--threads` and `--quiet`; both take effect before its function runs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += [
+            click.Option(
+                ["--threads"],
+                type=click.IntRange(min=1),
+                help=f"CPU threads.  [default: {THREADS_VARIABLE}, else all cores of the container]",
+            ),
+            click.Option(["-q", "--quiet"], is_flag=True, help="Only warnings and results; no progress."),
+            click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),
+        ]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Sets threads and logging, then runs the command's function."""
+        set_up_logging(quiet=ctx.params.pop("quiet"))
+        ctx.params.pop("debug")
+        threads = ctx.params.pop("threads")
+        if threads is not None:
+            os.environ[THREADS_VARIABLE] = str(threads)
+        return super().invoke(ctx)
+
+
+class Group(click.Group):
+    """A group whose commands are `Command`s."""
+
+    command_class = Command
+
+
+PATH = click.Path(path_type=Path)
+
+format_option = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Output form.",
+)
+encoding_option = click.option("--encoding", default="utf-8", show_default=True, help="Encoding of text files.")
+text_column_option = click.option(
+    "--text-column", help="Column of CSV, TSV, JSONL or Parquet files that holds the text."
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+
+
+def corpus_options(function: F) -> F:
+    """`--encoding` and `--text-column`."""
+    return encoding_option(text_column_option(function))
+
+
+def echo_json(value: Any) -> None:
+    """Prints JSON for scripts."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def echo_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
+    """Prints a table; the first `left` columns are words, the others numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="left" if place < left else "right", overflow="fold", no_wrap=place >= left)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    # a pipe has no width: tables must not be squeezed into 80 columns there
+    console.print(table, width=None if console.is_terminal else 160, soft_wrap=False)
+
+
+def echo_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Prints name–value lines."""
+    items = [(name, value) for name, value in facts if value is not None]
+    width = max((len(name) for name, _ in items), default=0)
+    for name, value in items:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def human_bytes(count: float) -> str:
+    """1536 → '1.5 KB'."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

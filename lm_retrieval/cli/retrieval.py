@@ -1,0 +1,187 @@
+"""`lmr embed`, `lmr index`, `lmr search`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option, echo_json, format_option
+
+if TYPE_CHECKING:
+    from lm_retrieval.corpus import Corpus
+    from lm_retrieval.index.builder import BuildReport
+    from lm_retrieval.records import Hit
+
+
+@click.command(cls=Command)
+@click.argument("corpus", type=PATH)
+@click.option("--encoder", help="Checkpoint to encode with.  [default: a small LSTM, trained on the corpus first]")
+@click.option("--output", type=PATH, help="Index folder.  [default: indexes/CORPUS]")
+@click.option("--factory", help='FAISS index, for example "Flat", "HNSW32", "IVF256,PQ32".  [default: by size]')
+@click.option(
+    "--postprocess",
+    type=click.Choice(["none", "center", "whiten"]),
+    help="Override the checkpoint's encoder.postprocess.",
+)
+@click.option("--rebuild", is_flag=True, help="Encode everything again, also with another encoder than before.")
+@device_option
+@corpus_options
+def embed(
+    corpus: Path,
+    encoder: str | None,
+    output: Path | None,
+    factory: str | None,
+    postprocess: Any,
+    rebuild: bool,
+    device: str,
+    encoding: str,
+    text_column: str | None,
+) -> None:
+    """Index a folder or file of text: after it, `lmr search` works.
+
+    Run it again after the text has changed: only what changed is encoded. A killed run goes on where it stopped.
+    """
+    from lm_retrieval.checkpoint import find_checkpoint, read_config
+    from lm_retrieval.corpus import open_corpus
+    from lm_retrieval.encoding.encoder import Encoder
+    from lm_retrieval.index.builder import build_index
+
+    opened = open_corpus(corpus, encoding=encoding, text_column=text_column)
+    folder = find_checkpoint(encoder) if encoder else _encoder_of(opened, device)
+    config = read_config(folder).encoder.model_copy(update={"postprocess": postprocess}) if postprocess else None
+    target = output or Path("indexes") / opened.name
+    report = build_index(
+        opened,
+        encoder=Encoder.load(folder, device=device, config=config),
+        output=target,
+        factory=factory,
+        rebuild=rebuild,
+    )
+    for note in opened.counts.warnings():
+        click.echo(f"warning: {note}", err=True)
+    _echo_report(target, report)
+
+
+@click.command(cls=Command)
+@click.argument("name")
+@click.option("--factory", required=True, help='FAISS index, for example "Flat", "HNSW32", "IVF256,PQ32".')
+def index(name: str, factory: str) -> None:
+    """Rebuild the FAISS part of an index from its stored vectors, without encoding again."""
+    from lm_retrieval.index.builder import rebuild_vectors
+    from lm_retrieval.search import find_index
+
+    folder = find_index(name)
+    report = rebuild_vectors(folder, factory=factory)
+    size = (folder / "vectors.faiss").stat().st_size
+    click.echo(
+        f"{folder}: {factory}, {report.chunks:,} vectors, {size / 1e6:.1f} MB, recall@10 {report.recall_at_10:.3f}"
+    )
+
+
+@click.command(cls=Command)
+@click.argument("query")
+@click.option("--index", "name", help="Index to search.  [default: the one built last]")
+@click.option("-k", default=10, show_default=True, help="Number of hits.")
+@click.option(
+    "--mode", type=click.Choice(["hybrid", "dense", "bm25"]), default="hybrid", show_default=True, help="How to rank."
+)
+@click.option(
+    "--fusion",
+    type=click.Choice(["weighted", "rrf"]),
+    default="weighted",
+    show_default=True,
+    help="How hybrid joins both.",
+)
+@click.option("--encoder", help="Check that the index was built with this checkpoint.")
+@format_option
+def search(
+    query: str, name: str | None, k: int, mode: Any, fusion: Any, encoder: str | None, output_format: str
+) -> None:
+    r"""Search an index. QUERY - reads one query per line from standard input.
+
+    \b
+    Example:
+      lmr search "merge two dictionaries"
+      lmr search "merge two dictionaries" -k 3 --format json
+      cat questions.txt | lmr search - --mode bm25
+    """
+    from lm_retrieval.search import Searcher, find_index
+
+    given = None
+    if encoder is not None:
+        from lm_retrieval.checkpoint import find_checkpoint
+        from lm_retrieval.encoding.encoder import Encoder
+
+        given = Encoder.load(find_checkpoint(encoder))
+    searcher = Searcher(find_index(name), encoder=given)
+    queries = [line.strip() for line in sys.stdin if line.strip()] if query == "-" else [query]
+    answers = [(text, searcher.search(text, k=k, mode=mode, fusion=fusion)) for text in queries]
+    if output_format == "json":
+        found = [{"query": text, "hits": [_as_json(hit) for hit in hits]} for text, hits in answers]
+        echo_json(found if query == "-" else found[0])
+        return
+    for text, hits in answers:
+        if query == "-":
+            click.echo(f"> {text}\n")
+        for hit in hits:
+            _echo_hit(hit)
+        if not hits:
+            click.echo("no document matches; try --mode dense or other words")
+
+
+def _encoder_of(corpus: "Corpus", device: str) -> Path:
+    """The encoder for a corpus that comes with none: trained once, kept, used again."""
+    from lm_retrieval.checkpoint import is_checkpoint
+    from lm_retrieval.training.run import quick_config, train
+
+    folder = Path("checkpoints") / f"{corpus.name}-lstm"
+    if not is_checkpoint(folder):
+        click.echo(f"no --encoder given: training a small LSTM on {corpus.path} first (at most 2 minutes)", err=True)
+        train(corpus, config=quick_config(), output=folder, device=device)
+    click.echo(f"encoder: {folder}", err=True)
+    return folder
+
+
+def _echo_report(folder: Path, report: "BuildReport") -> None:
+    click.echo(f"{folder}: {report.documents:,} documents, {report.chunks:,} chunks, index {report.factory}")
+    parts = [f"{report.encoded:,} chunks encoded"]
+    if report.reused:
+        parts.append(f"{report.reused:,} unchanged")
+    if report.resumed:
+        parts.append(f"{report.resumed:,} from the interrupted run")
+    if report.removed:
+        parts.append(f"{report.removed:,} documents removed")
+    click.echo(", ".join(parts))
+    total = sum(report.seconds.values()) or 1.0
+    stages = sorted(report.seconds.items(), key=lambda item: -item[1])
+    click.echo(f"{total:.1f} s: " + ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in stages))
+    if report.split_documents:
+        click.echo(
+            f"{report.split_documents:,} documents are longer than one window and were split into chunks", err=True
+        )
+    if report.recall_at_10 is not None and report.recall_at_10 < 1:
+        click.echo(f"recall@10 against exact search: {report.recall_at_10:.3f}")
+
+
+def _as_json(hit: "Hit") -> dict[str, Any]:
+    return {
+        "rank": hit.rank,
+        "score": hit.score,
+        "id": hit.doc_id,
+        "title": hit.title,
+        "snippet": hit.snippet,
+        "highlights": [list(span) for span in hit.highlights],
+        "passage": {"start": hit.passage.start, "end": hit.passage.end},
+    }
+
+
+def _echo_hit(hit: "Hit") -> None:
+    name = click.style(hit.doc_id, fg="cyan", bold=True)
+    title = "" if not hit.title or hit.title == hit.doc_id else f"  {hit.title}"
+    click.echo(f"{hit.rank:>2}. {hit.score:.3f}  {name}{title}")
+    text, end = "", 0
+    for span in hit.highlights:
+        text += hit.snippet[end : span.start] + click.style(hit.snippet[span.start : span.end], bold=True, fg="yellow")
+        end = span.end
+    click.echo(f"    {text}{hit.snippet[end:]}\n")

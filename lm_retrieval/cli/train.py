@@ -1,0 +1,104 @@
+"""`lmr train`."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option
+
+
+@click.command(cls=Command)
+@click.argument("config", type=PATH)
+@click.option("--corpus", "corpus_path", type=PATH, required=True, help="Folder or file of text to learn from.")
+@click.option("--output", type=PATH, required=True, help="Checkpoint folder to write.")
+@click.option("--validation", type=PATH, help="Held-out text.  [default: a share of the documents]")
+@click.option("--tokenizer", "tokenizer_path", type=PATH, help="A trained tokenizer.  [default: train one]")
+@click.option("--from", "start", help="A checkpoint to go on from with new text.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
+@click.option("--max-time", help="Stop after this time, for example 90s, 5m, 1.5h.")
+@click.option("--resume", is_flag=True, help="Go on exactly where the run in --output was saved.")
+@device_option
+@corpus_options
+def train(
+    config: Path,
+    corpus_path: Path,
+    output: Path,
+    validation: Path | None,
+    tokenizer_path: Path | None,
+    start: str | None,
+    overrides: tuple[str, ...],
+    max_time: str | None,
+    resume: bool,
+    device: str,
+    encoding: str,
+    text_column: str | None,
+) -> None:
+    r"""Train a language model (and its tokenizer) from a TOML configuration.
+
+    Ctrl-C saves and stops; the same command with --resume goes on. Under torchrun it trains on several processes.
+
+    \b
+    Example:
+      lmr train configs/lstm.toml --corpus notes/ --output checkpoints/notes-lstm --max-time 10m
+      lmr train configs/gpt.toml --corpus notes/ --output checkpoints/gpt --set training.max_epochs=3
+    """
+    from lm_retrieval.checkpoint import Checkpoint, find_checkpoint
+    from lm_retrieval.config import load_config, parse_duration
+    from lm_retrieval.corpus import open_corpus
+    from lm_retrieval.runtime import configure_torch
+    from lm_retrieval.tokenizer import Tokenizer
+    from lm_retrieval.training.run import train as run_training
+
+    if max_time is not None:
+        overrides = (*overrides, f"training.max_time_seconds={parse_duration(max_time)}")
+    settings = load_config(config, overrides=overrides)
+    configure_torch()
+    with _stop_on_signals() as should_stop:
+        result = run_training(
+            open_corpus(corpus_path, encoding=encoding, text_column=text_column),
+            config=settings,
+            output=output,
+            validation=open_corpus(validation, encoding=encoding) if validation else None,
+            tokenizer=Tokenizer.load(tokenizer_path) if tokenizer_path else None,
+            start=Checkpoint.load(find_checkpoint(start)) if start else None,
+            resume=resume,
+            device=device,
+            should_stop=should_stop,
+        )
+    position = result.position
+    if result.reason == "interrupted":
+        click.echo(
+            f"stopped at step {position.step:,} and saved; go on with the same command and --resume "
+            f"(checkpoint: {output})",
+            err=True,
+        )
+        raise SystemExit(130)
+    figures = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.metrics.items())
+    click.echo(
+        f"{output}: {position.step:,} steps, {position.tokens:,} tokens, "
+        f"{position.elapsed_seconds:.0f} s ({result.reason})"
+    )
+    click.echo(f"last: {figures}; best validation loss {position.best_loss:.4f} at step {position.best_step:,}")
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C (or SIGTERM) asks the run to save and stop; the second ends it at once."""
+    asked = threading.Event()
+
+    def ask(number: int, _frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        click.echo("\nsaving; press Ctrl-C again to stop without saving", err=True)
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,110 @@
+"""Comparing language models: size by part, quality on one text, and what reading and writing cost."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from lm_retrieval.checkpoint import WEIGHTS_NAME, Checkpoint
+from lm_retrieval.generation import GenerationConfig, generate
+from lm_retrieval.perplexity import perplexity
+from lm_retrieval.runtime import configure_torch, peak_memory_bytes
+
+_NEW_TOKENS = 64
+_BATCH = 8
+_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class ModelCosts:
+    """One row of the comparison.
+
+    Attributes:
+        parameters: by part of the model.
+        reading_tokens_per_second: tokens scored per second on the whole text.
+        single_ms_per_token, batched_ms_per_token: time per new token for one prompt, and per token of eight at once.
+        peak_memory_bytes: of a process that did nothing else.
+        sample: greedy continuation of the prompt.
+    """
+
+    name: str
+    type: str
+    parameters: dict[str, int]
+    weights_bytes: int
+    vocab_size: int
+    perplexity: float
+    bits_per_byte: float
+    bits_per_character: float
+    word_perplexity: float
+    context: str
+    reading_tokens_per_second: float
+    single_ms_per_token: float
+    batched_ms_per_token: float
+    peak_memory_bytes: int
+    sample: str
+
+    @property
+    def total_parameters(self) -> int:
+        """All trainable parameters."""
+        return sum(self.parameters.values())
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON."""
+        return asdict(self) | {"total_parameters": self.total_parameters}
+
+
+def compare_models(paths: Sequence[Path], *, texts: Sequence[str], prompt: str = "The") -> list[ModelCosts]:
+    """Measures each checkpoint in a process of its own, one after another.
+
+    Raises:
+        CheckpointError: a folder is missing or damaged.
+        CorpusError: no text to score.
+    """
+    rows = []
+    for path in paths:
+        # a fresh process: its peak memory is this model's
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            rows.append(pool.submit(_measure, path, list(texts), prompt).result())
+    return rows
+
+
+def _measure(path: Path, texts: list[str], prompt: str) -> ModelCosts:
+    configure_torch()
+    checkpoint = Checkpoint.load(path)
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    started = time.perf_counter()
+    report = perplexity(model, tokenizer=tokenizer, texts=texts)
+    reading = report.tokens / (time.perf_counter() - started)
+    greedy = GenerationConfig(max_new_tokens=_NEW_TOKENS, do_sample=False)
+    return ModelCosts(
+        name=checkpoint.name,
+        type=checkpoint.config.model.type,
+        parameters=model.parameter_counts(),
+        weights_bytes=(path / WEIGHTS_NAME).stat().st_size,
+        vocab_size=tokenizer.vocab_size,
+        perplexity=report.perplexity,
+        bits_per_byte=report.bits_per_byte,
+        bits_per_character=report.bits_per_character,
+        word_perplexity=report.word_perplexity,
+        context=report.context,
+        reading_tokens_per_second=reading,
+        single_ms_per_token=_ms_per_token(checkpoint, [prompt]),
+        batched_ms_per_token=_ms_per_token(checkpoint, [prompt] * _BATCH),
+        peak_memory_bytes=peak_memory_bytes(),
+        sample=generate(model, tokenizer=tokenizer, prompts=[prompt], config=greedy)[0].text,
+    )
+
+
+def _ms_per_token(checkpoint: Checkpoint, prompts: list[str]) -> float:
+    """Median over repeats of the time per new token, all prompts counted."""
+    config = GenerationConfig(max_new_tokens=_NEW_TOKENS)
+    times = []
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        results = generate(checkpoint.model, tokenizer=checkpoint.tokenizer, prompts=prompts, config=config)
+        count = sum(max(1, len(result.token_ids)) for result in results)
+        times.append(1000 * (time.perf_counter() - started) / count)
+    return statistics.median(times)

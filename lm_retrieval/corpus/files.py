@@ -1,0 +1,76 @@
+"""Opening text files: gzip where the name says so, a declared encoding, and errors that name the place."""
+
+import gzip
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TextIO, cast
+
+from lm_retrieval.artifacts import storage_errors
+from lm_retrieval.errors import CorpusError
+
+_BINARY_SAMPLE_BYTES = 8192
+
+
+def suffix_of(path: Path) -> str:
+    """The lower-case suffix that tells the format: `.txt` for `Notes.TXT` and for `notes.txt.gz`."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] == [".gz"]:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+@contextmanager
+def open_binary(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file, unpacking `.gz`.
+
+    Raises:
+        StorageError: the file cannot be opened or read.
+        CorpusError: the gzip data is damaged.
+    """
+    with storage_errors(path), path.open("rb") as raw:
+        if path.suffix.lower() != ".gz":
+            yield raw
+            return
+        try:
+            with gzip.open(raw) as stream:
+                yield cast(BinaryIO, stream)
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise CorpusError(f"{path}: damaged gzip file ({error}); unpack or copy it again") from error
+
+
+def read_text(path: Path, *, encoding: str) -> str:
+    """The whole file as text, line ends as newlines.
+
+    Raises:
+        CorpusError: binary data, or bytes that are not text in `encoding`.
+    """
+    with open_binary(path) as stream:
+        data = stream.read()
+    if encoding.startswith("utf-8") and b"\0" in data[:_BINARY_SAMPLE_BYTES]:
+        raise CorpusError(f"{path}: looks like a binary file, not text; remove it from the corpus or convert it")
+    with decoding_errors(path, encoding):
+        text = data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+@contextmanager
+def open_text(path: Path, *, encoding: str) -> Iterator[TextIO]:
+    """Opens a file for reading line by line; the caller wraps reading in `decoding_errors`."""
+    with open_binary(path) as stream:
+        with decoding_errors(path, encoding):
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="")
+
+
+@contextmanager
+def decoding_errors(path: Path, encoding: str) -> Iterator[None]:
+    """Turns bytes that do not decode into a CorpusError with advice."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise CorpusError(
+            f"{path}: not valid {encoding} near byte {error.start}; give its --encoding, for example latin-1"
+        ) from error
+    except LookupError as error:
+        raise CorpusError(f"encoding '{encoding}' is unknown; use for example utf-8, latin-1 or cp1252") from error

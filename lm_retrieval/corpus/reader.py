@@ -1,0 +1,156 @@
+"""A corpus: any folder or file of text, read as a stream of documents with unique ids."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lm_retrieval.corpus import beir, rich, tables, text
+from lm_retrieval.corpus.files import suffix_of
+from lm_retrieval.errors import CorpusError, MissingExtraError
+from lm_retrieval.records import Document, Qrels, Query
+
+
+@dataclass
+class CorpusCounts:
+    """What one pass over a corpus saw."""
+
+    documents: int = 0
+    empty_documents: int = 0
+    duplicate_texts: int = 0
+    characters: int = 0
+    skipped_files: Counter[str] = field(default_factory=Counter)
+    """Files of formats that cannot be read here, by suffix."""
+
+    def warnings(self) -> list[str]:
+        """One sentence for each thing a user should know."""
+        notes = []
+        if self.empty_documents:
+            notes.append(f"{self.empty_documents} empty documents (kept; a search cannot find them)")
+        if self.duplicate_texts:
+            notes.append(f"{self.duplicate_texts} documents repeat the text of an earlier one (kept)")
+        for suffix, count in sorted(self.skipped_files.items()):
+            hint = "; pip install 'lm_retrieval[documents]' reads them" if suffix in rich.SUFFIXES else ""
+            notes.append(f"{count} files skipped: format '{suffix or 'no suffix'}' is not text{hint}")
+        return notes
+
+
+class Corpus:
+    """Documents of a folder or file, and its queries and judgments where it is a BEIR folder.
+
+    Attributes:
+        path: the folder or file.
+        name: its name without suffixes, used for output folders.
+        counts: what the last complete pass over `documents()` saw.
+    """
+
+    def __init__(self, path: Path, *, encoding: str = "utf-8", text_column: str | None = None) -> None:
+        self.path = path
+        self.name = path.resolve().name.split(".")[0] or "corpus"
+        self.encoding = encoding
+        self.text_column = text_column
+        self.counts = CorpusCounts()
+        self.judged = path.is_dir() and any((path / name).is_file() for name in ("corpus.jsonl", "corpus.jsonl.gz"))
+
+    def documents(self) -> Iterator[Document]:
+        """Streams the documents, files in sorted order.
+
+        Raises:
+            CorpusError: nothing to read, unreadable content, or an id that was used before (both places are named).
+        """
+        counts = CorpusCounts()
+        places: dict[str, str] = {}
+        texts: set[bytes] = set()
+        for document, place in self._read(counts):
+            earlier = places.setdefault(document.doc_id, place)
+            if earlier is not place:
+                raise CorpusError(f"{place}: document id '{document.doc_id}' was already used in {earlier}")
+            counts.documents += 1
+            counts.characters += len(document.content)
+            if document.content.strip():
+                digest = hashlib.blake2b(document.content.encode(errors="replace"), digest_size=8).digest()
+                counts.duplicate_texts += digest in texts
+                texts.add(digest)
+            else:
+                counts.empty_documents += 1
+            yield document
+        if not counts.documents:
+            raise CorpusError(
+                f"{self.path}: no documents found; supported: {', '.join(sorted(_SUFFIXES))}, .gz of these"
+            )
+        self.counts = counts
+
+    def queries(self) -> list[Query]:
+        """The queries of a BEIR folder."""
+        return beir.read_queries(self._beir_folder())
+
+    def qrels(self, split: str) -> Qrels:
+        """The judgments of one split of a BEIR folder."""
+        return beir.read_qrels(self._beir_folder(), split=split)
+
+    @property
+    def splits(self) -> list[str]:
+        """Splits with judgments; empty for a corpus without any."""
+        return beir.list_splits(self.path) if self.judged else []
+
+    def _beir_folder(self) -> Path:
+        if not self.judged:
+            raise CorpusError(
+                f"{self.path}: no judgments here; a folder with corpus.jsonl, queries.jsonl and qrels/ is needed"
+            )
+        return self.path
+
+    def _read(self, counts: CorpusCounts) -> Iterator[tuple[Document, str]]:
+        if self.judged:
+            name = "corpus.jsonl" if (self.path / "corpus.jsonl").is_file() else "corpus.jsonl.gz"
+            yield from self._read_file(self.path / name, name)
+        elif self.path.is_dir():
+            for path in sorted(self.path.rglob("*")):
+                relative = path.relative_to(self.path)
+                if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+                    yield from self._read_or_skip(path, relative.as_posix(), counts)
+        else:
+            yield from self._read_file(self.path, self.path.name)
+
+    def _read_or_skip(self, path: Path, name: str, counts: CorpusCounts) -> Iterator[tuple[Document, str]]:
+        if suffix_of(path) not in _SUFFIXES:
+            counts.skipped_files[suffix_of(path)] += 1
+            return
+        try:
+            yield from self._read_file(path, name)
+        except MissingExtraError:
+            counts.skipped_files[suffix_of(path)] += 1
+
+    def _read_file(self, path: Path, name: str) -> Iterator[tuple[Document, str]]:
+        suffix = suffix_of(path)
+        if suffix in text.SUFFIXES:
+            yield from text.read(path, name=name, encoding=self.encoding)
+        elif suffix in tables.SUFFIXES:
+            yield from tables.read(path, name=name, encoding=self.encoding, text_column=self.text_column)
+        elif suffix in rich.SUFFIXES:
+            yield from rich.read(path, name=name)
+        else:
+            supported = ", ".join(sorted(_SUFFIXES))
+            raise CorpusError(f"{path}: format '{suffix or 'no suffix'}' is not supported; supported: {supported}")
+
+
+_SUFFIXES = text.SUFFIXES | tables.SUFFIXES | rich.SUFFIXES
+
+
+def open_corpus(path: Path | str, *, encoding: str = "utf-8", text_column: str | None = None) -> Corpus:
+    """Opens a folder or file of text as a corpus; nothing is read yet.
+
+    Args:
+        path: a folder, or a `.txt .md .rst .jsonl .csv .tsv .parquet` file (also `.gz`); `.html .pdf .docx` with an
+            extra. A folder with `corpus.jsonl` is read as a BEIR collection.
+        encoding: of text files.
+        text_column: column of tables that holds the text, when it has no usual name.
+
+    Raises:
+        CorpusError: there is nothing at `path`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CorpusError(f"{path}: no such file or folder; check the path")
+    return Corpus(path, encoding=encoding, text_column=text_column)

@@ -1,0 +1,68 @@
+"""HTML, PDF and Word files through their own libraries (extra `documents`): one document per file."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lm_retrieval.artifacts import storage_errors
+from lm_retrieval.corpus.files import suffix_of
+from lm_retrieval.errors import CorpusError, MissingExtraError
+from lm_retrieval.records import Document
+
+
+def read(path: Path, *, name: str) -> Iterator[tuple[Document, str]]:
+    """Yields the file's one document and its place.
+
+    Raises:
+        MissingExtraError: the extra is not installed.
+        CorpusError: the file cannot be converted.
+    """
+    suffix = suffix_of(path)
+    try:
+        with storage_errors(path):
+            title, text = _CONVERTERS[suffix](path)
+    except ImportError as error:
+        raise MissingExtraError(f"reading {suffix} files", extra="documents") from error
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise CorpusError(f"{path}: cannot be converted to text ({error}); remove or repair it") from error
+    yield Document(name, title, text), name
+
+
+def _html(path: Path) -> tuple[str, str]:
+    import trafilatura
+
+    page = path.read_bytes()
+    metadata = trafilatura.extract_metadata(page)
+    text = trafilatura.extract(page, include_comments=False, favor_recall=True) or ""
+    return (metadata.title or "" if metadata else ""), text
+
+
+def _pdf(path: Path) -> tuple[str, str]:
+    import pypdf
+    from pypdf.errors import PyPdfError
+
+    try:
+        with pypdf.PdfReader(path) as reader:
+            title = (reader.metadata.title if reader.metadata else None) or ""
+            return str(title), "\n\n".join(page.extract_text() for page in reader.pages)
+    except PyPdfError as error:
+        raise ValueError(str(error)) from error
+
+
+def _docx(path: Path) -> tuple[str, str]:
+    import docx
+    from docx.opc.exceptions import PackageNotFoundError
+
+    try:
+        document = docx.Document(str(path))
+    except PackageNotFoundError as error:
+        raise ValueError(str(error)) from error
+    return document.core_properties.title or "", "\n".join(paragraph.text for paragraph in document.paragraphs)
+
+
+_CONVERTERS: dict[str, Callable[[Path], tuple[str, str]]] = {
+    ".html": _html,
+    ".htm": _html,
+    ".pdf": _pdf,
+    ".docx": _docx,
+}
+SUFFIXES = frozenset(_CONVERTERS)

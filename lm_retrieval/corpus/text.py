@@ -1,0 +1,24 @@
+"""Plain text, Markdown and reStructuredText: one document per file."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from lm_retrieval.corpus.files import read_text, suffix_of
+from lm_retrieval.records import Document
+
+SUFFIXES = frozenset((".txt", ".md", ".rst"))
+
+_MARKDOWN_TITLE = re.compile(r"\A\s*#\s+(?P<title>[^\n]+?)\s*#*\s*(?:\n|\Z)")
+_RST_TITLE = re.compile(r"\A\s*(?:([=\-~^\"'#*+])\1{2,}\n)?(?P<title>[^\n]+)\n([=\-~^\"'#*+])\3{2,}\s*(?:\n|\Z)")
+
+
+def read(path: Path, *, name: str, encoding: str) -> Iterator[tuple[Document, str]]:
+    """Yields the file's one document and its place. A leading heading becomes the title."""
+    text = read_text(path, encoding=encoding)
+    heading = {".md": _MARKDOWN_TITLE, ".rst": _RST_TITLE}.get(suffix_of(path))
+    match = heading.match(text) if heading else None
+    if match:
+        yield Document(name, match["title"].strip(), text[match.end() :].strip("\n")), name
+    else:
+        yield Document(name, "", text), name

@@ -1,0 +1,1 @@
+"""Ranking evaluation: TREC files, measures."""

@@ -1,0 +1,86 @@
+"""Scoring a run against judgments with trec_eval's rules, through ir-measures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lm_retrieval.errors import EvaluationError
+
+DEFAULT_MEASURES = ("nDCG@10", "RR@10", "AP@1000", "R@100", "P@10")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one run.
+
+    Attributes:
+        measures: mean over the scored queries, by measure name.
+        per_query: query_id → measure name → value.
+        queries: scored queries: those with at least one relevant document.
+        queries_without_results: of these, how many the run does not answer; they count 0.
+        queries_without_relevant: judged queries that were left out because nothing relevant is known for them.
+        judged_at_10: share of the first 10 documents that have a judgment.
+    """
+
+    measures: dict[str, float]
+    per_query: dict[str, dict[str, float]]
+    queries: int
+    queries_without_results: int
+    queries_without_relevant: int
+    judged_at_10: float
+
+
+def evaluate(
+    qrels: Mapping[str, Mapping[str, int]],
+    run: Mapping[str, Mapping[str, float]],
+    *,
+    measures: Sequence[str] = DEFAULT_MEASURES,
+) -> Evaluation:
+    """Scores a run. A query without results counts 0; one without a relevant document is left out.
+
+    Args:
+        qrels: query_id → doc_id → relevance grade.
+        run: query_id → doc_id → score; ties are broken as trec_eval does, by document id, descending.
+        measures: names as ir-measures writes them, such as `nDCG@10`, `RR@10`, `AP@1000`, `P(rel=2)@5`.
+
+    Raises:
+        EvaluationError: an unknown measure, or no query with a relevant document.
+    """
+    import ir_measures
+
+    parsed = [_parse(name) for name in measures]
+    wanted = {query_id: dict(grades) for query_id, grades in qrels.items() if any(g > 0 for g in grades.values())}
+    if not wanted:
+        raise EvaluationError("no query has a relevant document; check that the judgments belong to this corpus")
+    scored = {query_id: dict(run.get(query_id, {})) for query_id in wanted}
+    answered = {query_id: scores for query_id, scores in scored.items() if scores}
+    per_query: dict[str, dict[str, float]] = {query_id: dict.fromkeys(measures, 0.0) for query_id in wanted}
+    names = {str(measure): name for measure, name in zip(parsed, measures, strict=True)}
+    judged = ir_measures.parse_measure("Judged@10")
+    judged_sum = 0.0
+    if answered:
+        for metric in ir_measures.iter_calc([*parsed, judged], wanted, answered):
+            if str(metric.measure) in names:
+                per_query[metric.query_id][names[str(metric.measure)]] = float(metric.value)
+            if metric.measure == judged:
+                judged_sum += float(metric.value)
+    means = {name: sum(values[name] for values in per_query.values()) / len(per_query) for name in measures}
+    return Evaluation(
+        measures=means,
+        per_query=per_query,
+        queries=len(wanted),
+        queries_without_results=len(wanted) - len(answered),
+        queries_without_relevant=len(qrels) - len(wanted),
+        judged_at_10=judged_sum / max(1, len(answered)),
+    )
+
+
+def _parse(name: str) -> Any:
+    import ir_measures
+
+    try:
+        return ir_measures.parse_measure(name)
+    except (NameError, ValueError, SyntaxError, KeyError, AssertionError) as error:
+        raise EvaluationError(
+            f"measure '{name}' is unknown; write for example nDCG@10, RR@10, AP@1000, P(rel=2)@5"
+        ) from error

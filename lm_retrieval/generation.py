@@ -1,0 +1,326 @@
+"""Continuing text: sampling, beam search, streaming, batches.
+
+One forward pass per new token: the LSTM carries its state, the Transformer its key/value cache. When a Transformer's
+context window is full, the newest half of it is read again and generation goes on (a sliding window).
+
+Shapes: B rows (prompts), T tokens, V vocabulary.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lm_retrieval.errors import ConfigError
+from lm_retrieval.models import LanguageModel, State
+from lm_retrieval.tokenizer import Tokenizer
+
+FinishReason = Literal["length", "stop", "eos"]
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """Sampling controls, named as in transformers' GenerationConfig.
+
+    The filters apply in this order: repetition_penalty, temperature, top_k, top_p, min_p.
+
+    Attributes:
+        max_new_tokens: most tokens to add.
+        do_sample: draw from the distribution, or take the likeliest token (greedy).
+        temperature: below 1 sharpens, above 1 flattens.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens that reach this probability together (Holtzman et al., 2019, arXiv:1904.09751).
+        min_p: keep tokens of at least this share of the likeliest one's probability (arXiv:2407.01082).
+        repetition_penalty: above 1 makes tokens that have occurred less likely (Keskar et al., 2019, arXiv:1909.05858).
+        num_beams: above 1 searches for the likeliest text; it cannot be combined with sampling.
+        length_penalty: beams are compared by log-probability / length ** length_penalty.
+        stop_strings: generation ends before the first of them.
+        seed: every prompt draws from a generator of its own with this seed, so a batch equals its prompts alone.
+    """
+
+    max_new_tokens: int = 64
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    stop_strings: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a value out of range."""
+        rules = (
+            (self.max_new_tokens >= 1, "max_new_tokens must be at least 1"),
+            (self.temperature > 0, "temperature must be above 0; use greedy decoding for the likeliest text"),
+            (self.top_k >= 0, "top_k must be 0 (off) or more"),
+            (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
+            (0 <= self.min_p < 1, "min_p must be at least 0 and below 1"),
+            (self.repetition_penalty > 0, "repetition_penalty must be above 0"),
+            (self.num_beams >= 1, "num_beams must be at least 1"),
+            (self.num_beams == 1 or not self.do_sample, "beam search cannot be combined with sampling"),
+        )
+        for holds, message in rules:
+            if not holds:
+                raise ConfigError(message)
+
+
+PRESETS: dict[str, GenerationConfig] = {
+    "precise": GenerationConfig(temperature=0.4, top_k=20, top_p=0.9, repetition_penalty=1.1),
+    "balanced": GenerationConfig(temperature=0.8, top_k=50, top_p=0.95, repetition_penalty=1.05),
+    "creative": GenerationConfig(temperature=1.1, top_k=0, top_p=0.98, min_p=0.02),
+}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was added to one prompt.
+
+    Attributes:
+        text: the continuation, without the prompt.
+        token_ids: its tokens; where a stop string cut the text, tokens up to the cut and the one that completed it.
+        log_probability: sum of the tokens' natural log-probabilities under the unfiltered model.
+        finish_reason: `length`, `stop` (a stop string) or `eos` (the model ended the document).
+    """
+
+    prompt: str
+    text: str
+    token_ids: tuple[int, ...]
+    log_probability: float
+    finish_reason: FinishReason
+
+
+def generate(
+    model: LanguageModel, *, tokenizer: Tokenizer, prompts: Sequence[str], config: GenerationConfig | None = None
+) -> list[Generation]:
+    """Continues every prompt; results are in the order of the prompts."""
+    config = config or GenerationConfig()
+    if config.num_beams > 1:
+        return [_beam_search(model, tokenizer, prompt, config) for prompt in prompts]
+    rows = [_Row(tokenizer, prompt, config) for prompt in prompts]
+    if rows:
+        for _ in _decode(model, rows, config):
+            pass
+    return [row.result() for row in rows]
+
+
+def stream(
+    model: LanguageModel, *, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None
+) -> Iterator[str]:
+    """Yields pieces of the continuation as they appear; joined, they are `generate`'s text.
+
+    Text that could still turn into a stop string, and bytes of an unfinished character, are held back.
+    """
+    config = replace(config or GenerationConfig(), num_beams=1)
+    row = _Row(tokenizer, prompt, config)
+    shown = 0
+    for _ in _decode(model, [row], config):
+        ready = row.settled_text()
+        if len(ready) > shown:
+            yield ready[shown:]
+            shown = len(ready)
+    final = row.result().text
+    if len(final) > shown:
+        yield final[shown:]
+
+
+def filter_logits(logits: Tensor, *, config: GenerationConfig, seen: Tensor | None = None) -> Tensor:
+    """Applies the sampling controls to (V,) float32 logits; excluded tokens become -inf.
+
+    Args:
+        logits: scores of the next token.
+        config: which filters apply.
+        seen: int64 ids that have occurred, for the repetition penalty.
+    """
+    scores = logits.clone()
+    if config.repetition_penalty != 1.0 and seen is not None and len(seen):
+        picked = scores[seen]
+        scores[seen] = torch.where(picked > 0, picked / config.repetition_penalty, picked * config.repetition_penalty)
+    scores /= config.temperature
+    if 0 < config.top_k < len(scores):
+        # exactly k tokens stay, also when scores tie
+        top = scores.topk(config.top_k)
+        scores = torch.full_like(scores, -math.inf).scatter(0, top.indices, top.values)
+    if config.top_p < 1:
+        ordered, order = scores.sort(descending=True, stable=True)
+        probabilities = ordered.softmax(0)
+        before = probabilities.cumsum(0) - probabilities
+        scores[order[before >= config.top_p]] = -math.inf
+    if config.min_p > 0:
+        probabilities = scores.softmax(0)
+        scores[probabilities < config.min_p * probabilities.max()] = -math.inf
+    return scores
+
+
+class _Row:
+    """One prompt on its way: its tokens, its random generator and its stopping rule."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str, config: GenerationConfig) -> None:
+        self.tokenizer, self.prompt, self.config = tokenizer, prompt, config
+        self.token_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        self.prompt_length = len(self.token_ids)
+        self.prompt_text = tokenizer.decode(self.token_ids)
+        self.log_probability = 0.0
+        self.finish_reason: FinishReason | None = None
+        self.text = ""
+        self.generator = torch.Generator().manual_seed(config.seed)
+
+    @property
+    def new_ids(self) -> list[int]:
+        return self.token_ids[self.prompt_length :]
+
+    def choose(self, logits: Tensor) -> None:
+        """Adds one token, drawn from (V,) float32 logits on the CPU."""
+        seen = torch.tensor(sorted(set(self.token_ids)))
+        if self.config.do_sample:
+            scores = filter_logits(logits, config=self.config, seen=seen)
+            chosen = int(torch.multinomial(scores.softmax(0), 1, generator=self.generator))
+        else:
+            penalty = replace(self.config, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+            chosen = int(filter_logits(logits, config=penalty, seen=seen).argmax())
+        if chosen == self.tokenizer.eos_id:
+            self.finish_reason = "eos"
+            return
+        self.log_probability += float(logits.log_softmax(0)[chosen])
+        self.token_ids.append(chosen)
+        self.text = self.tokenizer.decode(self.token_ids)[len(self.prompt_text) :]
+        cut = _first_stop(self.text, self.config.stop_strings)
+        if cut is not None:
+            self.text, self.finish_reason = self.text[:cut], "stop"
+        elif len(self.new_ids) >= self.config.max_new_tokens:
+            self.finish_reason = "length"
+
+    def settled_text(self) -> str:
+        """The part of the text that later tokens cannot change."""
+        text = self.text.rstrip("\ufffd")
+        held = max((_overlap(text, stop) for stop in self.config.stop_strings), default=0)
+        return text[: len(text) - held]
+
+    def result(self) -> Generation:
+        return Generation(
+            self.prompt, self.text, tuple(self.new_ids), self.log_probability, self.finish_reason or "length"
+        )
+
+
+@torch.inference_mode()
+def _decode(model: LanguageModel, rows: list[_Row], config: GenerationConfig) -> Iterator[None]:
+    """Advances all rows one position at a time; a row whose prompt is longer still reads while others write.
+
+    All rows stand at the same position, so no padding is needed and a row gets the numbers it would get alone.
+    """
+    position = min(row.prompt_length for row in rows)
+    active = list(rows)
+    logits, state = _read(model, [row.token_ids[:position] for row in active])
+    while active:
+        for row, scores in zip(active, logits.cpu(), strict=True):
+            if len(row.token_ids) == position:
+                row.choose(scores)
+        yield
+        going = [place for place, row in enumerate(active) if row.finish_reason is None]
+        if not going:
+            return
+        if len(going) < len(active):
+            active = [active[place] for place in going]
+            state = model.select_state(state, going)
+        position += 1
+        logits, state = _advance(model, [row.token_ids[:position] for row in active], state)
+
+
+def _read(model: LanguageModel, sequences: list[list[int]]) -> tuple[Tensor, State]:
+    """Reads sequences of one length: (B, V) logits of the next token and the state. Too long a prefix slides out."""
+    window = model.context_length
+    if window is not None and len(sequences[0]) > window:
+        sequences = [sequence[-max(1, window // 2) :] for sequence in sequences]
+    output = model(torch.tensor(sequences, device=model.device))
+    return model.logits(output.hidden[:, -1]), output.state
+
+
+def _advance(model: LanguageModel, sequences: list[list[int]], state: State) -> tuple[Tensor, State]:
+    """Reads the last token of every sequence on top of `state`, or the newest half window where that is full."""
+    window = model.context_length
+    if window is not None and model.state_length(state) >= window:
+        return _read(model, [sequence[-max(1, window // 2) :] for sequence in sequences])
+    output = model(torch.tensor([sequence[-1:] for sequence in sequences], device=model.device), state)
+    return model.logits(output.hidden[:, -1]), output.state
+
+
+@dataclass(frozen=True)
+class _Beam:
+    new_ids: tuple[int, ...]
+    log_probability: float
+    finish_reason: FinishReason | None = None
+
+    def score(self, length_penalty: float) -> float:
+        return float(self.log_probability / max(1, len(self.new_ids)) ** length_penalty)
+
+
+@torch.inference_mode()
+def _beam_search(model: LanguageModel, tokenizer: Tokenizer, prompt: str, config: GenerationConfig) -> Generation:
+    """Keeps the `num_beams` likeliest continuations; finished ones compete by their length-normalised score."""
+    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    prompt_text = tokenizer.decode(prompt_ids)
+
+    def continuation(beam: _Beam) -> str:
+        return tokenizer.decode([*prompt_ids, *beam.new_ids])[len(prompt_text) :]
+
+    beams, finished = [_Beam((), 0.0)], list[_Beam]()
+    logits, state = _read(model, [prompt_ids])
+    for _ in range(config.max_new_tokens):
+        candidates = _extend(beams, logits, config, prompt_ids, tokenizer.eos_id)
+        beams, parents = [], []
+        for parent, beam in candidates:
+            if beam.finish_reason is not None:
+                finished.append(beam)
+            elif _first_stop(continuation(beam), config.stop_strings) is not None:
+                finished.append(replace(beam, finish_reason="stop"))
+            elif len(beams) < config.num_beams:
+                beams.append(beam)
+                parents.append(parent)
+        if not beams or len(finished) >= config.num_beams:
+            break
+        state = model.select_state(state, parents)
+        logits, state = _advance(model, [[*prompt_ids, *beam.new_ids] for beam in beams], state)
+    best = max(finished + beams, key=lambda beam: beam.score(config.length_penalty))
+    text = continuation(best)
+    cut = _first_stop(text, config.stop_strings)
+    reason = best.finish_reason or "length"
+    return Generation(prompt, text if cut is None else text[:cut], best.new_ids, best.log_probability, reason)
+
+
+def _extend(
+    beams: list[_Beam], logits: Tensor, config: GenerationConfig, prompt_ids: list[int], eos_id: int
+) -> list[tuple[int, _Beam]]:
+    """The likeliest one-token extensions of all beams, best first, with the place of the beam each came from."""
+    extensions: list[tuple[int, _Beam]] = []
+    penalty = replace(config, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+    for place, (beam, scores) in enumerate(zip(beams, logits.cpu(), strict=True)):
+        seen = torch.tensor(sorted({*prompt_ids, *beam.new_ids}))
+        log_probabilities = filter_logits(scores, config=penalty, seen=seen).log_softmax(0)
+        top = log_probabilities.topk(min(2 * config.num_beams, len(scores)))
+        for value, token_id in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            total = beam.log_probability + value
+            if token_id == eos_id:
+                extensions.append((place, _Beam(beam.new_ids, total, "eos")))
+            else:
+                extensions.append((place, _Beam((*beam.new_ids, token_id), total)))
+    extensions.sort(key=lambda item: -item[1].log_probability)
+    return extensions[: 2 * config.num_beams]
+
+
+def _first_stop(text: str, stop_strings: Sequence[str]) -> int | None:
+    places = [text.find(stop) for stop in stop_strings if stop]
+    found = [place for place in places if place >= 0]
+    return min(found) if found else None
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

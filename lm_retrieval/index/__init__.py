@@ -1,0 +1,1 @@
+"""Index folders: stored texts and vectors, FAISS, BM25, fusion."""

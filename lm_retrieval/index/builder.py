@@ -1,0 +1,391 @@
+"""Building an index folder: chunk, encode, write shards, then FAISS, BM25 and the manifest.
+
+Everything is made in a staging folder beside the target and moved over it at the end: readers keep the old index until
+the new one is whole, and a killed run finds its finished shards again.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_retrieval.artifacts import (
+    folder_lock,
+    read_manifest,
+    replace_folder,
+    storage_errors,
+    write_json,
+    write_manifest,
+)
+from lm_retrieval.corpus import Corpus
+from lm_retrieval.corpus.chunking import Chunk, chunk_text
+from lm_retrieval.encoding.encoder import Encoder
+from lm_retrieval.errors import CorpusError, IndexFormatError, LmRetrievalError, MismatchError
+from lm_retrieval.index import vectors
+from lm_retrieval.index.lexical import K1, B, LexicalIndex
+from lm_retrieval.index.store import (
+    Shard,
+    Store,
+    VectorCache,
+    Vectors,
+    content_hash,
+    drop_shards_from,
+    spans_of,
+    write_shard,
+)
+from lm_retrieval.progress import progress
+from lm_retrieval.records import Document
+from lm_retrieval.runtime import thread_count
+
+logger = logging.getLogger(__name__)
+
+KIND = "index"
+ENCODER_NAME = "encoder"
+VECTORS_NAME = "vectors.faiss"
+LEXICAL_NAME = "lexical"
+CHUNKS_NAME = "chunks.npy"
+_PLAN_NAME = "plan.json"
+SHARD_CHUNKS = 4096
+
+
+@dataclass
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        encoded, reused, resumed: chunks that were encoded, taken from the earlier index, or found in a killed run.
+        removed: documents of the earlier index that the corpus no longer has.
+        split_documents: documents longer than one window, indexed as several chunks.
+        seconds: time by stage.
+    """
+
+    documents: int = 0
+    chunks: int = 0
+    empty_documents: int = 0
+    split_documents: int = 0
+    encoded: int = 0
+    reused: int = 0
+    resumed: int = 0
+    removed: int = 0
+    factory: str = ""
+    recall_at_10: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def build_index(
+    corpus: Corpus,
+    *,
+    encoder: Encoder,
+    output: Path,
+    factory: str | None = None,
+    rebuild: bool = False,
+    shard_chunks: int = SHARD_CHUNKS,
+) -> BuildReport:
+    """Indexes a corpus, or brings an existing index of it up to date.
+
+    Only new and changed documents are encoded; those no longer in the corpus disappear. A killed run is continued.
+
+    Args:
+        corpus: what to index.
+        encoder: makes the vectors; one that asks for an unfitted transform is fitted on the corpus first.
+        output: the index folder.
+        factory: a FAISS factory string; chosen by size when None.
+        rebuild: encode everything again, also with another encoder than the existing index has.
+        shard_chunks: chunks per shard; bounds the memory in use.
+
+    Raises:
+        MismatchError: the existing index was built with another encoder and `rebuild` is not set.
+        ConfigError, CorpusError, StorageError: see their messages; an existing index stays as it was.
+    """
+    with folder_lock(output):
+        return _Build(corpus, encoder, output, factory, rebuild, shard_chunks).run()
+
+
+def rebuild_vectors(folder: Path, *, factory: str) -> BuildReport:
+    """Builds the FAISS part again from the stored vectors, without encoding.
+
+    Raises:
+        IndexFormatError: `folder` is not an index, or a shard is damaged.
+        ConfigError: FAISS cannot build that factory.
+    """
+    with folder_lock(folder):
+        manifest = read_manifest(folder, kind=KIND, error=IndexFormatError)
+        store = Store(folder)
+        report = BuildReport(documents=manifest["documents"], chunks=manifest["chunks"], factory=factory)
+        _build_vectors(folder, store, manifest["dim"], report)
+        facts = {key: value for key, value in manifest.items() if key not in ("kind", "format_version")}
+        facts |= {"factory": factory, "recall_at_10": report.recall_at_10}
+        write_manifest(folder, kind=KIND, content=facts)
+        return report
+
+
+class _Build:
+    """One run of `build_index`."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        encoder: Encoder,
+        output: Path,
+        factory: str | None,
+        rebuild: bool,
+        shard_chunks: int,
+    ) -> None:
+        self.corpus, self.output, self.factory, self.shard_chunks = corpus, output, factory, shard_chunks
+        self.staging = output.with_name(f".{output.name}.partial")
+        self.report = BuildReport()
+        self._clock = _Clock(self.report.seconds)
+        self.earlier = None if rebuild else self._open_earlier(encoder)
+        if rebuild:
+            shutil.rmtree(self.staging, ignore_errors=True)
+        self.encoder = self._fitted(encoder)
+        self.corpus_digest = hashlib.sha256()
+
+    def run(self) -> BuildReport:
+        store = self._write_shards()
+        report = self.report
+        if not report.chunks:
+            raise CorpusError(f"{self.corpus.path}: every document is empty; there is nothing to index")
+        report.factory = self.factory or vectors.choose_factory(report.chunks)
+        with self._clock("index"):
+            np.save(_open_path(self.staging / CHUNKS_NAME), store.chunk_table())
+            _build_vectors(self.staging, store, self.encoder.dim, report)
+        with self._clock("bm25"), storage_errors(self.staging):
+            LexicalIndex.build(document.content for document in store.documents()).save(self.staging / LEXICAL_NAME)
+        with storage_errors(self.staging):
+            (self.staging / _PLAN_NAME).unlink()
+        write_manifest(self.staging, kind=KIND, content=self._facts())
+        replace_folder(self.staging, self.output)
+        return report
+
+    def _facts(self) -> dict[str, Any]:
+        report, counts = self.report, self.corpus.counts
+        return {
+            "corpus": self.corpus.name,
+            "corpus_sha256": self.corpus_digest.hexdigest(),
+            "documents": report.documents,
+            "chunks": report.chunks,
+            "empty_documents": report.empty_documents,
+            "duplicate_texts": counts.duplicate_texts,
+            "split_documents": report.split_documents,
+            "skipped_files": dict(counts.skipped_files),
+            "encoder": self.encoder.name,
+            "encoder_sha256": self.encoder.fingerprint,
+            "encoder_base_sha256": self.encoder.base_fingerprint,
+            "dim": self.encoder.dim,
+            "metric": "inner product of unit vectors",
+            "factory": report.factory,
+            "recall_at_10": report.recall_at_10,
+            "bm25": {"k1": K1, "b": B, "stemmer": "snowball english"},
+        }
+
+    # --- encoder and earlier index -----------------------------------------------------------------------------------
+
+    def _open_earlier(self, encoder: Encoder) -> Store | None:
+        if not self.output.exists():
+            return None
+        manifest = read_manifest(self.output, kind=KIND, error=IndexFormatError)
+        if not _same_encoder(manifest, encoder):
+            raise MismatchError(
+                f"{self.output}: built with encoder '{manifest['encoder']}', which is not the given '{encoder.name}'; "
+                "add --rebuild to encode everything again, or choose another --output"
+            )
+        return Store(self.output)
+
+    def _fitted(self, encoder: Encoder) -> Encoder:
+        """The encoder with its transform: from the earlier index, from a killed run, or fitted on the corpus now."""
+        saved = self.staging / ENCODER_NAME
+        plan = {
+            "encoder": encoder.base_fingerprint,
+            "encoder_fitted": encoder.fingerprint if encoder.fitted else None,
+            "shard_chunks": self.shard_chunks,
+            "earlier": self.earlier is not None,
+        }
+        if self._plan() != plan:
+            with storage_errors(self.staging):
+                if self.staging.exists():
+                    shutil.rmtree(self.staging)
+            if self.earlier is not None:
+                encoder = self._reload(self.output / ENCODER_NAME, encoder)
+            elif not encoder.fitted:
+                with self._clock("fit"):
+                    encoder = encoder.fit_tokens(self._all_token_ids(encoder))
+            encoder.save(saved)
+            write_json(self.staging / _PLAN_NAME, plan)
+            return encoder
+        return self._reload(saved, encoder)
+
+    def _reload(self, path: Path, encoder: Encoder) -> Encoder:
+        """The stored encoder on the given one's device and dtype, under the given one's name."""
+        device = encoder.checkpoint.model.device
+        stored = Encoder.load(path, device=str(device))
+        return Encoder(encoder.checkpoint, config=stored.config, transform=stored.transform)
+
+    def _plan(self) -> Any:
+        path = self.staging / _PLAN_NAME
+        try:
+            return json.loads(path.read_text()) if path.is_file() else None
+        except ValueError:
+            return None
+
+    # --- shards ------------------------------------------------------------------------------------------------------
+
+    def _write_shards(self) -> Store:
+        finished = self._finished_shards()
+        cache = VectorCache(self.earlier)
+        seen_earlier = 0
+        number = 0
+        with progress("embedding") as advance:
+            for documents, chunks in self._groups():
+                hashes = [content_hash(document) for document in documents]
+                self._count(documents, hashes, chunks)
+                seen_earlier += sum(document.doc_id in cache.ids for document in documents)
+                size = sum(map(len, chunks))
+                if finished is not None and _matches(finished, number, documents, hashes):
+                    self.report.resumed += size
+                else:
+                    if finished is not None:
+                        drop_shards_from(self.staging, number)
+                        finished = None
+                    shard = Shard(
+                        documents, hashes, list(map(spans_of, chunks)), self._encode(cache, documents, hashes, chunks)
+                    )
+                    with self._clock("write"):
+                        write_shard(self.staging, number, shard)
+                number += 1
+                advance(size, note=f"{self.report.documents:,} documents, {self.report.chunks:,} chunks")
+        drop_shards_from(self.staging, number)
+        self.report.removed = len(cache.ids) - seen_earlier
+        return Store(self.staging)
+
+    def _finished_shards(self) -> Store | None:
+        try:
+            store = Store(self.staging)
+            for number in range(store.num_shards):
+                store.vectors(number)
+        except LmRetrievalError:
+            drop_shards_from(self.staging, 0)
+            return None
+        return store if store.num_shards else None
+
+    def _groups(self) -> Iterator[tuple[list[Document], list[list[Chunk]]]]:
+        """Documents in corpus order, cut into shards by their number of chunks alone."""
+        documents: list[Document] = []
+        chunks: list[list[Chunk]] = []
+        size = 0
+        for document in self.corpus.documents():
+            with self._clock("tokenize"):
+                pieces = list(self._chunk(document, self.encoder))
+            documents.append(document)
+            chunks.append(pieces)
+            size += max(1, len(pieces))
+            if size >= self.shard_chunks:
+                yield documents, chunks
+                documents, chunks, size = [], [], 0
+        if documents:
+            yield documents, chunks
+
+    def _chunk(self, document: Document, encoder: Encoder) -> Iterator[Chunk]:
+        return chunk_text(
+            document.content,
+            tokenizer=encoder.tokenizer,
+            max_tokens=encoder.max_seq_length,
+            overlap_tokens=min(encoder.config.overlap_tokens, encoder.max_seq_length // 2),
+        )
+
+    def _all_token_ids(self, encoder: Encoder) -> Iterator[list[int]]:
+        for document in self.corpus.documents():
+            for chunk in self._chunk(document, encoder):
+                yield chunk.token_ids
+
+    def _count(self, documents: list[Document], hashes: list[str], chunks: list[list[Chunk]]) -> None:
+        self.report.documents += len(documents)
+        self.report.chunks += sum(map(len, chunks))
+        self.report.empty_documents += sum(not pieces for pieces in chunks)
+        self.report.split_documents += sum(len(pieces) > 1 for pieces in chunks)
+        for document, digest in zip(documents, hashes, strict=True):
+            self.corpus_digest.update(f"{document.doc_id}\0{digest}\n".encode(errors="replace"))
+
+    def _encode(
+        self, cache: VectorCache, documents: list[Document], hashes: list[str], chunks: list[list[Chunk]]
+    ) -> Vectors:
+        """(C, D) vectors of a shard: earlier ones of unchanged documents, the rest encoded."""
+        known = [
+            cache.lookup(document.doc_id, digest, chunks=len(pieces))
+            for document, digest, pieces in zip(documents, hashes, chunks, strict=True)
+        ]
+        fresh = [chunk.token_ids for old, pieces in zip(known, chunks, strict=True) if old is None for chunk in pieces]
+        with self._clock("encode"):
+            encoded = self.encoder.encode_tokens(fresh)
+        self.report.encoded += len(fresh)
+        parts, place = [np.zeros((0, self.encoder.dim), np.float32)], 0
+        for old, pieces in zip(known, chunks, strict=True):
+            if old is not None:
+                parts.append(old)
+                self.report.reused += len(old)
+            else:
+                parts.append(encoded[place : place + len(pieces)])
+                place += len(pieces)
+        return np.ascontiguousarray(np.concatenate(parts))
+
+
+class _Clock:
+    """Adds up wall time by stage: `with clock("encode"): …`."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds, self._stage, self._started = seconds, "", 0.0
+
+    def __call__(self, stage: str) -> "_Clock":
+        self._stage = stage
+        return self
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        elapsed = time.perf_counter() - self._started
+        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + elapsed
+
+
+def _build_vectors(folder: Path, store: Store, dim: int, report: BuildReport) -> None:
+    path = folder / VECTORS_NAME
+    count = report.chunks
+    vectors.build(
+        path, shards=store.vector_shards, count=count, dim=dim, factory=report.factory, threads=thread_count()
+    )
+    exact = report.factory == vectors.EXACT
+    report.recall_at_10 = 1.0 if exact else vectors.recall(path, shards=store.vector_shards, count=count)
+
+
+def _same_encoder(manifest: dict[str, Any], encoder: Encoder) -> bool:
+    if encoder.base_fingerprint != manifest["encoder_base_sha256"]:
+        return False
+    return not encoder.fitted or encoder.transform is None or encoder.fingerprint == manifest["encoder_sha256"]
+
+
+def _matches(finished: Store, number: int, documents: list[Document], hashes: list[str]) -> bool:
+    if number >= finished.num_shards:
+        return False
+    doc_ids, known = finished.shard_key(number)
+    return known == hashes and doc_ids == [document.doc_id for document in documents]
+
+
+def _open_path(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def check_encoder(manifest: dict[str, Any], encoder: Encoder, *, folder: Path) -> None:
+    """Raises MismatchError unless the index was built with this encoder."""
+    if not _same_encoder(manifest, encoder):
+        raise MismatchError(
+            f"{folder}: built with encoder '{manifest['encoder']}', not with '{encoder.name}'; "
+            f"build it again with `lmr embed CORPUS --encoder {encoder.checkpoint.path} --output {folder} --rebuild`"
+        )

@@ -1,0 +1,244 @@
+"""Texts and vectors on disk, shard by shard.
+
+`documents/part-*.arrow` (Arrow IPC, memory-mapped, random access) holds ids, texts and content hashes;
+`embeddings/part-*.parquet` holds one row per chunk with its vector. The two parts of a shard have one number; the
+Parquet file is written last and its presence says that the shard is whole.
+
+Shapes: C chunks of a shard, D dimensions.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from lm_retrieval.artifacts import atomic_file, storage_errors
+from lm_retrieval.errors import IndexFormatError
+from lm_retrieval.records import Document, Span
+
+Vectors = NDArray[np.float32]
+
+_DOCUMENTS = "documents"
+_EMBEDDINGS = "embeddings"
+
+
+def content_hash(document: Document) -> str:
+    """Changes when the title or text does."""
+    return hashlib.sha256(f"{len(document.title)}:{document.title}{document.text}".encode(errors="replace")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Documents in a row and their chunks.
+
+    Attributes:
+        documents: the documents.
+        hashes: content hash of each.
+        spans: for each document the places of its chunks in `Document.content`; empty for an empty document.
+        vectors: (C, D) float32, chunks in document order.
+    """
+
+    documents: list[Document]
+    hashes: list[str]
+    spans: list[list[Span]]
+    vectors: Vectors
+
+
+def write_shard(folder: Path, number: int, shard: Shard) -> None:
+    """Writes a shard; a shard that was written before is replaced."""
+    documents = pyarrow.table(
+        {
+            "doc_id": [document.doc_id for document in shard.documents],
+            "title": [_encodable(document.title) for document in shard.documents],
+            "text": [_encodable(document.text) for document in shard.documents],
+            "content_hash": shard.hashes,
+            "num_chunks": pyarrow.array([len(spans) for spans in shard.spans], pyarrow.int32()),
+        },
+        schema=_DOCUMENT_SCHEMA,
+    )
+    with atomic_file(_documents_path(folder, number), "wb") as stream:
+        with pyarrow.ipc.new_file(stream, documents.schema) as writer:
+            writer.write_table(documents)
+    rows = [
+        (document.doc_id, place, span)
+        for document, spans in zip(shard.documents, shard.spans, strict=True)
+        for place, span in enumerate(spans)
+    ]
+    dim = shard.vectors.shape[1]
+    vectors = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(shard.vectors.reshape(-1)), dim)
+    table = pyarrow.table(
+        {
+            "doc_id": pyarrow.array([doc_id for doc_id, _, _ in rows], pyarrow.string()),
+            "chunk_id": pyarrow.array([place for _, place, _ in rows], pyarrow.int32()),
+            "start": pyarrow.array([span.start for _, _, span in rows], pyarrow.int64()),
+            "end": pyarrow.array([span.end for _, _, span in rows], pyarrow.int64()),
+            "vector": vectors,
+        }
+    )
+    with atomic_file(_embeddings_path(folder, number), "wb") as stream:
+        # vectors do not compress, and plain pages are read fastest
+        pyarrow.parquet.write_table(table, stream, compression="none", use_dictionary=["doc_id"])
+
+
+def drop_shards_from(folder: Path, number: int) -> None:
+    """Deletes shard `number` and all later ones."""
+    with storage_errors(folder):
+        for pattern in (f"{_EMBEDDINGS}/part-*.parquet", f"{_DOCUMENTS}/part-*.arrow"):
+            for path in folder.glob(pattern):
+                if int(path.stem.removeprefix("part-")) >= number:
+                    path.unlink()
+
+
+class Store:
+    """Reads the shards of a folder. Opening one touches no text and no vector."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises IndexFormatError when a shard is damaged or its parts do not fit."""
+        self.folder = folder
+        self.num_shards = len(list((folder / _EMBEDDINGS).glob("part-*.parquet")))
+        self._tables = [self._open_documents(number) for number in range(self.num_shards)]
+        self._first_rows = np.cumsum([0, *(table.num_rows for table in self._tables)]).tolist()
+
+    def __len__(self) -> int:
+        return int(self._first_rows[-1])
+
+    def document(self, row: int) -> Document:
+        """The document at a row, by random access."""
+        table, place = self._locate(row)
+        return Document(*(table.column(name)[place].as_py() for name in ("doc_id", "title", "text")))
+
+    def doc_ids(self) -> list[str]:
+        """Every id, in row order."""
+        return [doc_id for table in self._tables for doc_id in table.column("doc_id").to_pylist()]
+
+    def documents(self) -> Iterator[Document]:
+        """Streams all documents in row order."""
+        for table in self._tables:
+            for batch in table.to_batches(max_chunksize=256):
+                columns = (batch.column(name).to_pylist() for name in ("doc_id", "title", "text"))
+                yield from map(Document._make, zip(*columns, strict=True))
+
+    def shard_key(self, number: int) -> tuple[list[str], list[str]]:
+        """Ids and hashes of a shard's documents: what decides whether it can be kept."""
+        table = self._tables[number]
+        return table.column("doc_id").to_pylist(), table.column("content_hash").to_pylist()
+
+    def chunk_table(self) -> NDArray[np.int64]:
+        """(C, 3) document row, start and end of every chunk."""
+        parts = []
+        for number, table in enumerate(self._tables):
+            counts = table.column("num_chunks").to_numpy()
+            rows = np.repeat(np.arange(len(counts)) + self._first_rows[number], counts)
+            spans = self._read_embeddings(number, ["start", "end"])
+            parts.append(np.column_stack([rows, spans.column("start").to_numpy(), spans.column("end").to_numpy()]))
+        return np.concatenate(parts).astype(np.int64) if parts else np.zeros((0, 3), np.int64)
+
+    def vector_shards(self) -> Iterator[Vectors]:
+        """Streams (C, D) vectors, one shard at a time."""
+        for number in range(self.num_shards):
+            yield self.vectors(number)
+
+    def vectors(self, number: int) -> Vectors:
+        """(C, D) vectors of one shard."""
+        column = self._read_embeddings(number, ["vector"]).column("vector").combine_chunks()
+        dim = column.type.list_size
+        flat = column.flatten() if isinstance(column, pyarrow.FixedSizeListArray) else column.chunk(0).flatten()
+        return np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(-1, dim)
+
+    def _read_embeddings(self, number: int, columns: list[str]) -> Any:
+        path = _embeddings_path(self.folder, number)
+        with storage_errors(path):
+            try:
+                table = pyarrow.parquet.read_table(path, columns=columns)
+            except (pyarrow.ArrowInvalid, pyarrow.ArrowException) as error:
+                raise IndexFormatError(
+                    f"{path}: damaged or truncated shard ({error}); run `lmr embed` again"
+                ) from error
+        expected = int(np.sum(self._tables[number].column("num_chunks").to_numpy()))
+        if table.num_rows != expected:
+            raise IndexFormatError(f"{path}: {table.num_rows} rows, {expected} expected; run `lmr embed` again")
+        return table
+
+    def _open_documents(self, number: int) -> Any:
+        path = _documents_path(self.folder, number)
+        with storage_errors(path):
+            try:
+                with pyarrow.memory_map(str(path)) as source:
+                    return pyarrow.ipc.open_file(source).read_all()
+            except (pyarrow.ArrowInvalid, pyarrow.ArrowException) as error:
+                raise IndexFormatError(
+                    f"{path}: damaged or truncated shard ({error}); run `lmr embed` again"
+                ) from error
+
+    def _locate(self, row: int) -> tuple[Any, int]:
+        number = bisect_right(self._first_rows, row) - 1
+        return self._tables[number], row - self._first_rows[number]
+
+
+class VectorCache:
+    """Vectors of an earlier index by document id, valid only while the content hash is the same."""
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+        self._places: dict[str, tuple[str, int, int, int]] = {}
+        for number in range(store.num_shards if store else 0):
+            assert store is not None
+            first = 0
+            counts = store._tables[number].column("num_chunks").to_pylist()
+            for doc_id, digest, count in zip(*store.shard_key(number), counts, strict=True):
+                self._places[doc_id] = (digest, number, first, count)
+                first += count
+        self._open: tuple[int, Vectors] | None = None
+
+    def lookup(self, doc_id: str, digest: str, *, chunks: int) -> Vectors | None:
+        """(C, D) vectors of an unchanged document cut into as many chunks as before, or None."""
+        found = self._places.get(doc_id)
+        if found is None or found[0] != digest or found[3] != chunks or self._store is None:
+            return None
+        _, number, first, count = found
+        if self._open is None or self._open[0] != number:
+            self._open = number, self._store.vectors(number)
+        return self._open[1][first : first + count]
+
+    @cached_property
+    def ids(self) -> frozenset[str]:
+        """Every document id of the earlier index."""
+        return frozenset(self._places)
+
+
+_DOCUMENT_SCHEMA = pyarrow.schema(
+    [
+        ("doc_id", pyarrow.string()),
+        ("title", pyarrow.string()),
+        ("text", pyarrow.large_string()),
+        ("content_hash", pyarrow.string()),
+        ("num_chunks", pyarrow.int32()),
+    ]
+)
+
+
+def _documents_path(folder: Path, number: int) -> Path:
+    return folder / _DOCUMENTS / f"part-{number:05d}.arrow"
+
+
+def _embeddings_path(folder: Path, number: int) -> Path:
+    return folder / _EMBEDDINGS / f"part-{number:05d}.parquet"
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates, which broken JSON escapes can produce, have no UTF-8 form; length is kept."""
+    return text if text.isascii() else "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in text)
+
+
+def spans_of(chunks: Sequence[tuple[int, int, object]]) -> list[Span]:
+    """The places of chunks."""
+    return [Span(start, end) for start, end, _ in chunks]

@@ -1,0 +1,178 @@
+"""FAISS behind one small class: inner product on unit vectors, rows as labels, never a -1 to a caller.
+
+Shapes: Q queries, N vectors, D dimensions, K hits.
+"""
+
+import math
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_retrieval.artifacts import atomic_file
+from lm_retrieval.errors import ConfigError, IndexFormatError
+
+Vectors = NDArray[np.float32]
+VectorShards = Callable[[], Iterator[Vectors]]
+"""Gives a fresh pass over all vectors each time it is called."""
+
+EXACT = "Flat"
+_EXACT_LIMIT = 200_000
+_GRAPH_LIMIT = 2_000_000
+_TRAINING_POINTS_PER_CELL = 64
+_MAX_TRAINING_POINTS = 262_144
+_RECALL_QUERIES = 200
+
+
+class Neighbours(NamedTuple):
+    """The nearest rows of one query, best first; shorter than asked for where there are no more."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+def choose_factory(count: int) -> str:
+    """Exact search up to 200,000 vectors, a graph up to two million, compressed cells above."""
+    if count <= _EXACT_LIMIT:
+        return EXACT
+    if count <= _GRAPH_LIMIT:
+        return "HNSW32"
+    return f"IVF{2 ** round(math.log2(4 * math.sqrt(count)))},PQ64"
+
+
+class VectorIndex:
+    """A FAISS index whose labels are the row numbers of the vectors."""
+
+    def __init__(self, index: Any) -> None:
+        """Wraps a FAISS index; use `build` or `read`."""
+        self._index = index
+        self.dim: int = index.d
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    @classmethod
+    def read(cls, path: Path) -> "VectorIndex":
+        """Opens an index file, memory-mapped where FAISS can.
+
+        Raises:
+            IndexFormatError: missing or damaged.
+        """
+        if not path.is_file():
+            raise IndexFormatError(f"{path}: missing; run `lmr embed` again")
+        try:
+            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
+        except RuntimeError as error:
+            raise IndexFormatError(
+                f"{path}: damaged FAISS index; run `lmr index` on the folder to rebuild it"
+            ) from error
+
+    def search(self, queries: Vectors, k: int) -> list[Neighbours]:
+        """(Q, D) unit vectors → the K rows of largest inner product, for each query."""
+        if not len(self) or not len(queries):
+            return [Neighbours(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
+        scores, rows = self._index.search(np.ascontiguousarray(queries, np.float32), min(k, len(self)))
+        return [Neighbours(r[r >= 0], s[r >= 0]) for r, s in zip(rows, scores, strict=True)]
+
+
+def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: str, threads: int) -> None:
+    """Builds an index from a stream of (C, D) vectors and writes it atomically.
+
+    An exact index goes straight to disk, so that memory does not grow with the number of vectors.
+
+    Raises:
+        ConfigError: an unknown factory string, or one that needs more vectors to train on.
+        StorageError: the file system refused.
+    """
+    faiss.omp_set_num_threads(threads)
+    if factory == EXACT:
+        _write_flat(path, shards, count, dim)
+        return
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"factory '{factory}' is unknown to FAISS for {dim} dimensions; try Flat, HNSW32 or IVF256,PQ32"
+        ) from error
+    try:
+        if not index.is_trained:
+            index.train(_sample(shards, count, _training_points(index)))
+        for vectors in shards():
+            index.add(np.ascontiguousarray(vectors))
+    except RuntimeError as error:
+        raise ConfigError(
+            f"factory '{factory}' cannot be trained on {count} vectors; choose fewer cells, HNSW32, or Flat"
+        ) from error
+    _set_probes(index)
+    with atomic_file(path, "wb") as stream:
+        stream.write(faiss.serialize_index(index).tobytes())
+
+
+def recall(path: Path, *, shards: VectorShards, count: int, k: int = 10) -> float:
+    """Share of the exact top `k` that the index finds, over 200 of its own vectors as queries."""
+    queries = _sample(shards, count, _RECALL_QUERIES)
+    exact = _exact_rows(shards, queries, k)
+    found = VectorIndex.read(path).search(queries, k)
+    hits = sum(len(np.intersect1d(rows, neighbours.rows)) for rows, neighbours in zip(exact, found, strict=True))
+    return hits / max(1, sum(map(len, exact)))
+
+
+def _write_flat(path: Path, shards: VectorShards, count: int, dim: int) -> None:
+    """Writes FAISS's own file of an exact index without holding the vectors.
+
+    An empty index gives the header; its two counts (vectors, bytes of codes) are patched, and the vectors follow.
+    """
+    empty = faiss.serialize_index(faiss.IndexFlatIP(dim)).tobytes()
+    header = bytearray(empty)
+    assert (empty[:4], empty[-8:]) == (b"IxFI", bytes(8)), "FAISS changed its file format"
+    struct.pack_into("<q", header, 8, count)
+    struct.pack_into("<q", header, len(header) - 8, count * dim)
+    with atomic_file(path, "wb") as stream:
+        stream.write(header)
+        for vectors in shards():
+            stream.write(np.ascontiguousarray(vectors, "<f4").tobytes())
+
+
+def _training_points(index: Any) -> int:
+    cells = getattr(faiss.try_extract_index_ivf(index), "nlist", 256)
+    return min(_MAX_TRAINING_POINTS, max(256, cells) * _TRAINING_POINTS_PER_CELL)
+
+
+def _sample(shards: VectorShards, count: int, wanted: int) -> Vectors:
+    """(min(wanted, N), D) vectors spread evenly over all of them."""
+    rows = np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(np.int64))
+    parts, first = [], 0
+    for vectors in shards():
+        inside = rows[(rows >= first) & (rows < first + len(vectors))] - first
+        parts.append(vectors[inside])
+        first += len(vectors)
+    return np.concatenate(parts)
+
+
+def _exact_rows(shards: VectorShards, queries: Vectors, k: int) -> list[NDArray[np.int64]]:
+    best_scores = np.full((len(queries), 0), 0, np.float32)
+    best_rows = np.zeros((len(queries), 0), np.int64)
+    first = 0
+    for vectors in shards():
+        scores = np.concatenate([best_scores, queries @ vectors.T], axis=1)
+        numbers = np.broadcast_to(np.arange(first, first + len(vectors)), (len(queries), len(vectors)))
+        rows = np.concatenate([best_rows, numbers], axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        best_scores = np.take_along_axis(scores, order, 1)
+        best_rows = np.take_along_axis(rows, order, 1)
+        first += len(vectors)
+    return list(best_rows)
+
+
+def _set_probes(index: Any) -> None:
+    """Visits a sixteenth of the cells (at least 8): FAISS's default of one cell misses most neighbours."""
+    try:
+        cells = faiss.extract_index_ivf(index)
+    except RuntimeError:
+        return
+    if cells is not None:
+        cells.nprobe = max(8, cells.nlist // 16)

@@ -1,0 +1,107 @@
+"""The machine underneath: cores the container really has, device, dtype and seeds."""
+
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from lm_retrieval.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+THREADS_VARIABLE = "LMR_THREADS"
+
+
+def available_cores() -> int:
+    """Cores this process may use: CPU affinity, then the cgroup quota, whichever is smaller."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota_file = Path("/sys/fs/cgroup/cpu.max")
+    if quota_file.is_file():
+        quota, _, period = quota_file.read_text().strip().partition(" ")
+        if quota != "max" and period.isdigit():
+            cores = min(cores, max(1, int(quota) // int(period)))
+    return max(1, cores)
+
+
+def thread_count(requested: int | None = None) -> int:
+    """The number of threads to use: the argument, then LMR_THREADS, then every available core.
+
+    Raises:
+        ConfigError: LMR_THREADS is not a positive whole number.
+    """
+    if requested is not None:
+        return max(1, requested)
+    value = os.environ.get(THREADS_VARIABLE)
+    if value is None:
+        return available_cores()
+    if not value.isdigit() or int(value) < 1:
+        raise ConfigError(f"{THREADS_VARIABLE}={value}: a positive whole number of threads is needed")
+    return int(value)
+
+
+def configure_torch(threads: int | None = None) -> None:
+    """Gives torch its threads. Call once, before the first model is loaded."""
+    import torch
+
+    torch.set_num_threads(thread_count(threads))
+
+
+def resolve_device(name: str = "auto") -> "torch.device":
+    """`auto` is the first GPU where there is one, else the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device '{name}' is unknown; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' is not available here; use --device cpu")
+    return device
+
+
+def fast_bfloat16(device: "torch.device") -> bool:
+    """True where matrix products in bfloat16 are faster than in float32."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def resolve_dtype(precision: Precision, device: "torch.device") -> "torch.dtype":
+    """`auto`: bfloat16 where it is fast, float16 on GPUs without it, float32 elsewhere."""
+    import torch
+
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+    if fast_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch (all devices)."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries that draw from the global generator
+    torch.manual_seed(seed)
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident size this process has had, in bytes."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,220 @@
+"""SentencePiece tokenizers: train, encode with a word cache, decode, fingerprint.
+
+SentencePiece's BPE never merges across the start of a word, so a text's ids are the ids of its words in a row.
+Encoding each distinct word once therefore gives the same ids several times faster.
+"""
+
+import io
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import sentencepiece
+from numpy.typing import NDArray
+
+from lm_retrieval.artifacts import atomic_file, sha256_bytes, storage_errors
+from lm_retrieval.config import TokenizerConfig
+from lm_retrieval.errors import TokenizerError
+
+_SPACE = "\u2581"  # SentencePiece's visible space; in a text it is an ordinary character and goes in as bytes
+_MAX_UNIT_CHARACTERS = 512
+_MAX_SENTENCE_BYTES = 4000  # SentencePiece's trainer passes over longer lines
+_MAX_CACHED_UNITS = 400_000
+_PROBE = "\ufb01  A\t\u00a0\n b "
+
+_FOLDED_UNIT = re.compile(rf"[^ \t\r\n]{{1,{_MAX_UNIT_CHARACTERS}}}")
+_EXACT_UNIT = re.compile(rf"\n|{_SPACE}| {{0,64}}[^ \n{_SPACE}]{{1,{_MAX_UNIT_CHARACTERS}}}| {{1,64}}")
+
+
+class Unit(NamedTuple):
+    """A word with the white space before it: characters `start:end` of the text, and its token ids."""
+
+    start: int
+    end: int
+    token_ids: tuple[int, ...]
+
+
+class Tokenizer:
+    """A trained SentencePiece model.
+
+    Attributes:
+        vocab_size: number of distinct ids.
+        bos_id, eos_id: ids that begin and end a document.
+        lossless: `decode(encode(text)) == text` for every text.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        """Reads a serialised SentencePiece model.
+
+        Raises:
+            TokenizerError: the bytes are not a SentencePiece model.
+        """
+        try:
+            self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.vocab_size: int = self._processor.vocab_size()
+        except (RuntimeError, OSError) as error:
+            raise TokenizerError("not a SentencePiece model; train one with `lmr tokenizer train`") from error
+        self.model = model
+        self.bos_id: int = self._processor.bos_id()
+        self.eos_id: int = self._processor.eos_id()
+        self.lossless: bool = self._processor.decode(self._processor.encode(_PROBE)) == _PROBE
+        self._unit = _EXACT_UNIT if self.lossless else _FOLDED_UNIT
+        self._cache = _UnitCache(self._encode_exact if self.lossless else self._encode_folded)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Tokenizer":
+        """Reads a `tokenizer.model` file.
+
+        Raises:
+            StorageError: the file cannot be read.
+            TokenizerError: it is not a SentencePiece model.
+        """
+        with storage_errors(Path(path)):
+            model = Path(path).read_bytes()
+        try:
+            return cls(model)
+        except TokenizerError as error:
+            raise TokenizerError(f"{path}: {error}") from error
+
+    @classmethod
+    def train(cls, texts: Iterable[str], config: TokenizerConfig | None = None) -> "Tokenizer":
+        """Trains on an iterable of texts; the same texts give the same tokenizer.
+
+        A vocabulary larger than the texts support is made smaller; compare `vocab_size` with what was asked for.
+
+        Raises:
+            TokenizerError: there is no text, or the vocabulary is too small for the characters.
+        """
+        config = config or TokenizerConfig()
+        lines = _sample_lines(texts, config.max_training_bytes)
+        if not lines:
+            raise TokenizerError("no text to train a tokenizer on; check that the corpus is not empty")
+        try:
+            return cls(_train(lines, config, config.vocab_size))
+        except RuntimeError as error:
+            limit = re.search(r"set it to a value <= (\d+)", str(error))
+            if limit:
+                return cls(_train(lines, config, int(limit[1])))
+            needed = re.search(r"(\d+) ?(?:<|vs) ?(\d+)|smaller than required_chars\D*(\d+)\D+(\d+)", str(error))
+            detail = f" ({needed[0]})" if needed else f": {error}"
+            raise TokenizerError(
+                f"vocab_size {config.vocab_size} is too small for this text{detail}; choose a larger one"
+            ) from error
+
+    def save(self, path: Path | str) -> None:
+        """Writes the model atomically."""
+        with atomic_file(Path(path), "wb") as stream:
+            stream.write(self.model)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model: equal fingerprints give equal ids."""
+        return sha256_bytes(self.model)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without begin and end marks."""
+        return list(chain.from_iterable(map(self._cache.__getitem__, self._unit.findall(self._anchor(text)))))
+
+    def encode_batch(self, texts: Iterable[str]) -> list[NDArray[np.int32]]:
+        """Token ids of many texts: one int32 array (T,) each."""
+        return [np.asarray(self.encode(text), dtype=np.int32) for text in texts]
+
+    def units(self, text: str) -> Iterator[Unit]:
+        """Words with their places in `text`; their ids in a row are `encode(text)`."""
+        shift = len(self._anchor("x")) - 1
+        for match in self._unit.finditer(self._anchor(text)):
+            yield Unit(max(0, match.start() - shift), match.end() - shift, self._cache[match[0]])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of some ids; begin and end marks vanish."""
+        return str(self._processor.decode([int(token_id) for token_id in token_ids]))
+
+    def pieces(self, text: str) -> list[str]:
+        """The text's tokens as SentencePiece shows them (`▁` is a space)."""
+        return [str(self._processor.id_to_piece(token_id)) for token_id in self.encode(text)]
+
+    def _anchor(self, text: str) -> str:
+        # an exact tokenizer puts one space before the text (add_dummy_prefix)
+        return f" {text}" if self.lossless else text
+
+    def _encode_folded(self, unit: str) -> list[int]:
+        return list(self._processor.encode(unit))
+
+    def _encode_exact(self, unit: str) -> list[int]:
+        encode = self._processor.encode
+        if unit == _SPACE:
+            return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+        if unit.isspace() and unit.strip(" ") == "":
+            return list(encode(unit[1:] + "\n"))[:-1]
+        if unit.startswith(" "):
+            return list(encode(unit[1:]))
+        return list(encode("\n" + unit))[2:]
+
+
+class _UnitCache(dict[str, tuple[int, ...]]):
+    """Remembers the ids of each word; emptied when full, so that memory stays bounded."""
+
+    def __init__(self, encode: Any) -> None:
+        super().__init__()
+        self._encode = encode
+
+    def __missing__(self, unit: str) -> tuple[int, ...]:
+        if len(self) >= _MAX_CACHED_UNITS:
+            self.clear()
+        token_ids = tuple(self._encode(unit))
+        self[unit] = token_ids
+        return token_ids
+
+
+def _train(lines: list[str], config: TokenizerConfig, vocab_size: int) -> bytes:
+    buffer = io.BytesIO()
+    folded = config.normalizer != "identity"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=buffer,
+        model_type=config.type,
+        vocab_size=vocab_size,
+        character_coverage=1.0 if config.type == "char" else 0.9999,
+        byte_fallback=True,
+        user_defined_symbols=[] if folded else ["\n"],
+        normalization_rule_name=config.normalizer,
+        remove_extra_whitespaces=folded,
+        max_sentence_length=_MAX_SENTENCE_BYTES + 200,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return buffer.getvalue()
+
+
+def _sample_lines(texts: Iterable[str], max_bytes: int) -> list[str]:
+    """Lines of at most `_MAX_SENTENCE_BYTES`; an even sample (reservoir) when there are more than `max_bytes`."""
+    generator = random.Random(0)
+    kept: list[str] = []
+    kept_bytes = seen = 0
+    for line in _lines(texts):
+        seen += 1
+        size = len(line)
+        if kept_bytes + size <= max_bytes:
+            kept.append(line)
+            kept_bytes += size
+            continue
+        place = generator.randrange(seen)
+        if place < len(kept):
+            kept_bytes += size - len(kept[place])
+            kept[place] = line
+    return kept
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    limit = _MAX_SENTENCE_BYTES // 4  # characters of at most four bytes
+    for text in texts:
+        for line in text.split("\n"):
+            for start in range(0, len(line), limit):
+                piece = line[start : start + limit].replace("\0", " ")
+                if piece.strip():
+                    yield piece

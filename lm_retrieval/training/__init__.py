@@ -1,0 +1,1 @@
+"""Training: batches, objectives, optimiser and the one loop."""

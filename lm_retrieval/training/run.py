@@ -1,0 +1,309 @@
+"""`train`: from a corpus and a configuration to a checkpoint folder."""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lm_retrieval.artifacts import atomic_file, folder_lock, storage_errors, write_json
+from lm_retrieval.checkpoint import (
+    CONFIG_NAME,
+    TOKENIZER_NAME,
+    Checkpoint,
+    is_checkpoint,
+    read_config,
+    write_checkpoint_manifest,
+)
+from lm_retrieval.config import EncoderConfig, LstmConfig, RunConfig, TrainingConfig
+from lm_retrieval.corpus import Corpus
+from lm_retrieval.errors import CheckpointError, ConfigError
+from lm_retrieval.generation import PRESETS, generate
+from lm_retrieval.models import LanguageModel, build_model
+from lm_retrieval.runtime import resolve_device, seed_everything
+from lm_retrieval.tokenizer import Tokenizer
+from lm_retrieval.training.batches import SegmentBatches, TokenStream, split_documents, write_stream
+from lm_retrieval.training.curves import CURVES_NAME, draw_curves
+from lm_retrieval.training.objectives import NextTokenObjective
+from lm_retrieval.training.trainer import Position, Trainer, TrainingResult
+
+logger = logging.getLogger(__name__)
+
+_STREAMS_NAME = "tokens"
+# what may differ between a run and its resumption
+_FREE_KEYS = frozenset(
+    [
+        "max_steps",
+        "max_tokens",
+        "max_epochs",
+        "max_time_seconds",
+        "patience_evaluations",
+        "save_interval_seconds",
+        "compile",
+        "log_interval_steps",
+        "sample_prompt",
+        "sample_tokens",
+        "learning_rate",
+    ]
+)
+
+
+def train(
+    corpus: Corpus,
+    *,
+    config: RunConfig,
+    output: Path,
+    validation: Corpus | None = None,
+    tokenizer: Tokenizer | None = None,
+    start: Checkpoint | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainingResult:
+    """Trains a language model, and its tokenizer where none is given.
+
+    Args:
+        corpus: text to learn from.
+        config: model, tokenizer and training sections.
+        output: checkpoint folder; it must not hold a checkpoint yet unless `resume`.
+        validation: held-out text; without it a share of the documents (or the end of a single one) is held out.
+        tokenizer: a trained one to use.
+        start: a checkpoint to go on from with new text; its model and tokenizer are used.
+        resume: continue the run in `output` exactly where it was saved.
+        device: `auto`, `cpu` or `cuda`.
+        should_stop: asked after every step; True saves and ends the run.
+
+    Raises:
+        CheckpointError: `output` holds a checkpoint already, or nothing to resume.
+        ConfigError, CorpusError, TrainingError, MismatchError, StorageError: see their messages.
+    """
+    with folder_lock(output) if _rank() == 0 else _nothing(), _process_group(device):
+        if resume:
+            start, tokenizer = None, _saved_tokenizer(output)
+            _check_same(read_config(output), config, output)
+        elif _rank() == 0 and is_checkpoint(output):
+            raise CheckpointError(
+                f"{output}: holds a checkpoint already; add --resume to go on, or choose another --output"
+            )
+        if start is not None:
+            tokenizer = start.tokenizer
+            config = config.model_copy(update={"model": start.config.model})
+        seed_everything(config.training.seed + _rank())
+        with _rank_zero_first():
+            tokenizer = tokenizer or _shared_tokenizer(corpus, config, output)
+            training, held_out = _streams(corpus, validation, tokenizer, config, output)
+        seed_everything(config.training.seed)
+        model = start.model if start else build_model(config.model, vocab_size=tokenizer.vocab_size)
+        model.to(_local_device(device))
+        result = _run(model, tokenizer, config, output, training, held_out, resume, should_stop)
+        if result.reason != "interrupted" and _rank() == 0:
+            shutil.rmtree(output / _STREAMS_NAME, ignore_errors=True)
+    return result
+
+
+def quick_config() -> RunConfig:
+    """A small LSTM, two minutes: for text that is to be searched before anybody has trained a model on it."""
+    training = TrainingConfig(
+        max_epochs=20,
+        max_time_seconds=120.0,
+        batch_size=64,
+        sequence_length_tokens=64,
+        learning_rate=3e-3,
+        eval_interval_steps=200,
+        patience_evaluations=3,
+        sample_tokens=0,
+    )
+    encoder = EncoderConfig(postprocess="whiten", layers="first_last")
+    return RunConfig(model=LstmConfig(), training=training, encoder=encoder)
+
+
+def _run(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    config: RunConfig,
+    output: Path,
+    training: TokenStream,
+    held_out: TokenStream,
+    resume: bool,
+    should_stop: Callable[[], bool],
+) -> TrainingResult:
+    settings = config.training
+    length = min(settings.sequence_length_tokens, model.context_length or settings.sequence_length_tokens)
+    batches = SegmentBatches(training, batch_size=settings.batch_size, sequence_length=length, seed=settings.seed)
+    if batches.batch_size < settings.batch_size:
+        logger.warning("little text: steps have %d rows instead of %d", batches.batch_size, settings.batch_size)
+    objective = NextTokenObjective(
+        model,
+        validation=held_out,
+        sequence_length=length,
+        max_tokens=settings.eval_max_tokens,
+        carry_state=settings.carry_state,
+    )
+    if _rank() == 0 and not resume:
+        with storage_errors(output):
+            output.mkdir(parents=True, exist_ok=True)
+        write_json(output / CONFIG_NAME, config.model_dump(mode="json"))
+        tokenizer.save(output / TOKENIZER_NAME)
+    logger.info(
+        "%s: %s parameters, vocabulary %s, %s training tokens, %s held out",
+        config.model.type,
+        f"{sum(model.parameter_counts().values()):,}",
+        f"{tokenizer.vocab_size:,}",
+        f"{len(training.token_ids):,}",
+        f"{len(held_out.token_ids):,}",
+    )
+
+    def complete(position: Position) -> None:
+        summary: dict[str, object] = {
+            "steps": position.step,
+            "training_tokens": position.tokens,
+            "training_seconds": round(position.elapsed_seconds, 1),
+            "best_step": position.best_step,
+            "best_validation_loss": position.best_loss if position.best_loss < float("inf") else None,
+            "training_text_bytes": training.text_bytes,
+            "training_data_sha256": training.fingerprint,
+        }
+        draw_curves(output)
+        _write_card(output, config, model, summary)
+        write_checkpoint_manifest(output, model=model, tokenizer=tokenizer, summary=summary)
+
+    trainer = Trainer(
+        objective,
+        batches=batches,
+        config=settings,
+        folder=output,
+        data_fingerprint=training.fingerprint,
+        on_save=complete,
+        sample=lambda: _sample(model, tokenizer, config),
+        should_stop=should_stop,
+    )
+    return trainer.run(resume=resume)
+
+
+def _shared_tokenizer(corpus: Corpus, config: RunConfig, output: Path) -> Tokenizer:
+    """Trains the tokenizer; under torchrun process 0 does and the others read what it wrote."""
+    path = output / TOKENIZER_NAME
+    if _rank() != 0:
+        return Tokenizer.load(path)
+    wanted = config.tokenizer.vocab_size
+    tokenizer = Tokenizer.train((document.content for document in corpus.documents()), config.tokenizer)
+    if tokenizer.vocab_size < wanted and config.tokenizer.type == "bpe":
+        logger.warning("the text supports a vocabulary of %d, not %d", tokenizer.vocab_size, wanted)
+    for note in corpus.counts.warnings():
+        logger.warning("%s: %s", corpus.path, note)
+    tokenizer.save(path)
+    return tokenizer
+
+
+def _streams(
+    corpus: Corpus, validation: Corpus | None, tokenizer: Tokenizer, config: RunConfig, output: Path
+) -> tuple[TokenStream, TokenStream]:
+    folder = output / _STREAMS_NAME if _rank() == 0 else output / f"{_STREAMS_NAME}-{_rank()}"
+    if validation is None:
+        streams = split_documents(
+            corpus.documents(),
+            tokenizer=tokenizer,
+            folder=folder,
+            validation_fraction=config.training.validation_fraction,
+        )
+    else:
+        streams = (
+            write_stream(corpus.documents(), tokenizer=tokenizer, path=folder / "train.bin"),
+            write_stream(validation.documents(), tokenizer=tokenizer, path=folder / "valid.bin"),
+        )
+    if _rank() != 0:
+        # the memory maps stay valid; only process 0 leaves files behind
+        shutil.rmtree(folder, ignore_errors=True)
+    return streams
+
+
+def _saved_tokenizer(output: Path) -> Tokenizer:
+    if not is_checkpoint(output):
+        raise CheckpointError(f"{output}: nothing to resume; train without --resume")
+    return Tokenizer.load(output / TOKENIZER_NAME)
+
+
+def _check_same(saved: RunConfig, now: RunConfig, output: Path) -> None:
+    def fixed(config: RunConfig) -> dict[str, object]:
+        training = {k: v for k, v in config.training.model_dump().items() if k not in _FREE_KEYS}
+        return {"model": config.model.model_dump(), **{f"training.{key}": value for key, value in training.items()}}
+
+    before, after = fixed(saved), fixed(now)
+    changed = [key for key in before if before[key] != after.get(key)]
+    if changed:
+        raise ConfigError(
+            f"{output}: cannot resume with another {changed[0]} ({before[changed[0]]} there, {after[changed[0]]} now); "
+            "use the same configuration; budgets and the learning rate may change"
+        )
+
+
+def _sample(model: LanguageModel, tokenizer: Tokenizer, config: RunConfig) -> str:
+    settings = config.training
+    if not settings.sample_tokens:
+        return ""
+    training = model.training
+    model.eval()
+    sampling = replace(PRESETS["balanced"], max_new_tokens=settings.sample_tokens)
+    text = generate(model, tokenizer=tokenizer, prompts=[settings.sample_prompt], config=sampling)[0].text
+    model.train(training)
+    return settings.sample_prompt + text
+
+
+def _write_card(output: Path, config: RunConfig, model: LanguageModel, summary: dict[str, object]) -> None:
+    """`README.md` of the checkpoint: what it is and how to use it."""
+    facts = {"model": config.model.type, "parameters": sum(model.parameter_counts().values()), **summary}
+    rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items() if value is not None)
+    with atomic_file(output / "README.md") as stream:
+        stream.write(
+            f"# {output.name}\n\nA language model trained with lm_retrieval.\n\n| | |\n|---|---|\n{rows}\n\n"
+            f"![loss curve]({CURVES_NAME})\n\n```\nlmr generate {output.name} --prompt 'Once'\n"
+            f"lmr embed CORPUS --encoder {output.name}\n```\n\nConfiguration:\n\n```json\n"
+            f"{json.dumps(config.model_dump(mode='json'), indent=2)}\n```\n"
+        )
+
+
+# --- processes of torchrun -----------------------------------------------------------------------------------------
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _local_device(name: str) -> torch.device:
+    device = resolve_device(name)
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _process_group(device: str) -> Iterator[None]:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    torch.distributed.init_process_group("nccl" if resolve_device(device).type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _rank_zero_first() -> Iterator[None]:
+    """Lets process 0 through the block before the others."""
+    if not torch.distributed.is_initialized():
+        yield
+        return
+    if _rank() != 0:
+        torch.distributed.barrier()
+    yield
+    if _rank() == 0:
+        torch.distributed.barrier()
