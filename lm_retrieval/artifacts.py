@@ -144,6 +144,12 @@ def write_manifest(folder: Path, *, kind: str, content: dict[str, Any]) -> None:
     write_json(folder / MANIFEST_NAME, head | content)
 
 
+def find_folder(name: str, home: Path) -> Path | None:
+    """The folder meant by a path or by a name in `home`; one with a manifest comes first. None where there is none."""
+    places = [path for path in (Path(name), home / name) if path.is_dir()]
+    return next((path for path in places if (path / MANIFEST_NAME).is_file()), places[0] if places else None)
+
+
 def read_manifest(folder: Path, *, kind: str, error: type[LmRetrievalError]) -> dict[str, Any]:
     """Reads a manifest and checks its kind and version.
 

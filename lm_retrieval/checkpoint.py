@@ -13,6 +13,7 @@ from torch import Tensor
 from lm_retrieval.artifacts import (
     MANIFEST_NAME,
     atomic_file,
+    find_folder,
     read_manifest,
     sha256_bytes,
     sha256_file,
@@ -169,9 +170,9 @@ def find_checkpoint(name: str, *, folder: Path = Path("checkpoints")) -> Path:
     Raises:
         CheckpointError: there is none; the message lists what there is.
     """
-    for path in (Path(name), folder / name):
-        if path.is_dir():
-            return path
+    found = find_folder(name, folder)
+    if found is not None:
+        return found
     known = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}"))
     hint = f"found in {folder}: {', '.join(known)}" if known else "train one with `lmr train`"
     raise CheckpointError(f"{name}: no such checkpoint folder; {hint}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_retrieval.artifacts import MANIFEST_NAME, read_manifest, storage_errors
+from lm_retrieval.artifacts import MANIFEST_NAME, find_folder, read_manifest, storage_errors
 from lm_retrieval.errors import ConfigError, IndexFormatError
 from lm_retrieval.index.fusion import DENSE_WEIGHT, reciprocal_rank, weighted_sum
 from lm_retrieval.index.lexical import LexicalIndex
@@ -239,9 +239,9 @@ def find_index(name: str | None, *, folder: Path = Path("indexes")) -> Path:
     """
     if name is None:
         return newest_index(folder)
-    for path in (Path(name), folder / name):
-        if path.is_dir():
-            return path
+    found = find_folder(name, folder)
+    if found is not None:
+        return found
     known = sorted(path.parent.name for path in folder.glob(f"[!.]*/{MANIFEST_NAME}"))
     hint = f"found in {folder}: {', '.join(known)}" if known else "build one with `lmr embed CORPUS`"
     raise IndexFormatError(f"{name}: no such index; {hint}")

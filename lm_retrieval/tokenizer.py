@@ -139,8 +139,8 @@ class Tokenizer:
         return [str(self._processor.id_to_piece(token_id)) for token_id in self.encode(text)]
 
     def _anchor(self, text: str) -> str:
-        # an exact tokenizer puts one space before the text (add_dummy_prefix)
-        return f" {text}" if self.lossless else text
+        # an exact tokenizer puts one space before a text that is not empty (add_dummy_prefix)
+        return f" {text}" if self.lossless and text else text
 
     def _encode_folded(self, unit: str) -> list[int]:
         return list(self._processor.encode(unit))

@@ -83,7 +83,7 @@ def perplexity(
         [
             ("checkpoint", loaded.name),
             ("perplexity", f"{report.perplexity:.3f} per token"),
-            ("word perplexity", f"{report.word_perplexity:.2f}"),
+            ("word perplexity", f"{report.word_perplexity:,.5g}"),
             ("bits per byte", f"{report.bits_per_byte:.4f}"),
             ("bits per character", f"{report.bits_per_character:.4f}"),
             ("text", f"{report.documents:,} documents, {report.tokens:,} tokens, {report.bytes:,} bytes"),

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,7 @@ def open_binary(path: Path) -> Iterator[BinaryIO]:
         try:
             with gzip.open(raw) as stream:
                 yield cast(BinaryIO, stream)
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise CorpusError(f"{path}: damaged gzip file ({error}); unpack or copy it again") from error
 
 

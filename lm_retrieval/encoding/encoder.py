@@ -8,7 +8,7 @@ import logging
 import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -133,7 +133,7 @@ class Encoder:
         max_batch_tokens: int = MAX_BATCH_TOKENS,
         show_progress_bar: bool = False,
         normalize_embeddings: bool | None = None,
-        precision: Literal["float32"] = "float32",
+        precision: str = "float32",
         convert_to_numpy: bool = True,
     ) -> Vectors:
         """Encodes texts; argument names are sentence-transformers'.

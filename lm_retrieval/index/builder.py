@@ -42,7 +42,7 @@ from lm_retrieval.index.store import (
 )
 from lm_retrieval.progress import progress
 from lm_retrieval.records import Document
-from lm_retrieval.runtime import thread_count
+from lm_retrieval.runtime import peak_memory_bytes, thread_count
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class BuildReport:
         removed: documents of the earlier index that the corpus no longer has.
         split_documents: documents longer than one window, indexed as several chunks.
         seconds: time by stage.
+        peak_memory_bytes: largest memory of the process up to the end of each stage's last use.
     """
 
     documents: int = 0
@@ -77,6 +78,7 @@ class BuildReport:
     factory: str = ""
     recall_at_10: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
 
 
 def build_index(
@@ -141,7 +143,7 @@ class _Build:
         self.corpus, self.output, self.factory, self.shard_chunks = corpus, output, factory, shard_chunks
         self.staging = output.with_name(f".{output.name}.partial")
         self.report = BuildReport()
-        self._clock = _Clock(self.report.seconds)
+        self._clock = _Clock(self.report)
         self.earlier = None if rebuild else self._open_earlier(encoder)
         if rebuild:
             shutil.rmtree(self.staging, ignore_errors=True)
@@ -339,8 +341,8 @@ class _Build:
 class _Clock:
     """Adds up wall time by stage: `with clock("encode"): …`."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds, self._stage, self._started = seconds, "", 0.0
+    def __init__(self, report: BuildReport) -> None:
+        self._report, self._stage, self._started = report, "", 0.0
 
     def __call__(self, stage: str) -> "_Clock":
         self._stage = stage
@@ -351,7 +353,9 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         elapsed = time.perf_counter() - self._started
-        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + elapsed
+        seconds = self._report.seconds
+        seconds[self._stage] = seconds.get(self._stage, 0.0) + elapsed
+        self._report.peak_memory_bytes[self._stage] = peak_memory_bytes()
 
 
 def _build_vectors(folder: Path, store: Store, dim: int, report: BuildReport) -> None:

@@ -4,6 +4,7 @@ Shapes: N documents.
 """
 
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from lm_retrieval.artifacts import storage_errors
 from lm_retrieval.errors import IndexFormatError
 from lm_retrieval.index.analyzer import Analyzer
+
+logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs at debug level unasked
 
 K1 = 1.2
 B = 0.75

@@ -354,7 +354,8 @@ class Trainer:
         self.states = [
             None if part is None else tuple(tensor.to(self.device) for tensor in part) for part in state["states"]
         ]
-        self._window = [tuple(item) for item in state["window"]]
+        # the clock of the process that was saved means nothing here
+        self._window = [(time.monotonic(), tokens, loss) for _, tokens, loss in state["window"]]
         torch.set_rng_state(state["random"])
         if state["random_cuda"]:
             torch.cuda.set_rng_state_all(state["random_cuda"])

@@ -1,0 +1,59 @@
+# make demo   everything once, on the built-in corpus      make test   what CI runs
+# make check  lint, types, layers only                     make bench  measurements
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LMR := $(BIN)/lmr
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+DEMO := checkpoints/demo-lstm
+# one thread per test process: two processes fill two cores
+TEST_PROCESSES ?= 2
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.core
+	$(LMR) corpus build python-docs
+	@test -f $(DEMO)/manifest.json || { set -x; $(LMR) train configs/lstm.toml --corpus corpora/python-docs \
+	    --output $(DEMO) --max-time 100s --set training.eval_interval_steps=100; }
+	$(LMR) embed corpora/python-docs --encoder demo-lstm
+	@for question in "merge two dictionaries" "remove duplicate lines from a sorted file" \
+	    "run a program and read its output"; do \
+	    echo; echo "lmr search \"$$question\" -k 3"; $(LMR) search "$$question" -k 3; done
+	$(LMR) evaluate corpora/python-docs --encoder demo-lstm --quiet
+	@echo
+	@echo "Next:"
+	@echo "  source $(BIN)/activate                      so that 'lmr' is found"
+	@echo "  lmr search \"your own question\"              ask the index that was just built"
+	@echo "  lmr embed PATH/TO/YOUR/NOTES                index your own text"
+	@echo "  lmr generate demo-lstm --prompt \"Return the\"  let the language model write"
+	@echo "  lmr --help                                  everything else"
+
+test: check
+	OMP_NUM_THREADS=1 LMR_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -q
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.core
+	$(BIN)/python benchmarks/memory.py --quick
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.core
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

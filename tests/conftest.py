@@ -1,0 +1,140 @@
+"""A tiny corpus, a tiny model and helpers that several test modules share."""
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lm_retrieval.checkpoint import Checkpoint, save_checkpoint
+from lm_retrieval.config import EncoderConfig, LstmConfig, RunConfig, TokenizerConfig, TransformerConfig
+from lm_retrieval.encoding.encoder import Encoder
+from lm_retrieval.models import build_model
+from lm_retrieval.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("LMR_DATA", ROOT.parent / "shared" / "data"))
+
+SUBJECTS = (
+    "the river",
+    "a sparrow",
+    "our engine",
+    "this theorem",
+    "the baker",
+    "an island",
+    "her violin",
+    "the senate",
+)
+VERBS = ("carries", "repairs", "describes", "follows", "measures", "paints", "warms", "questions")
+OBJECTS = (
+    "cold water",
+    "old bridges",
+    "small numbers",
+    "the harbour",
+    "green apples",
+    "loud music",
+    "new laws",
+    "glass",
+)
+
+
+def make_texts(count: int, *, seed: int = 0, sentences: int = 3) -> list[str]:
+    """Short distinct texts of a small grammar: enough structure for a model to learn in seconds."""
+    generator = random.Random(seed)
+
+    def sentence() -> str:
+        words = (generator.choice(SUBJECTS), generator.choice(VERBS), generator.choice(OBJECTS))
+        return f"{' '.join(words)} {generator.randint(0, 99)}."
+
+    return [" ".join(sentence() for _ in range(sentences)) for _ in range(count)]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def require_data(relative: str) -> Path:
+    """A folder of the shared data, or a skip that says why."""
+    path = DATA / relative
+    if not path.exists():
+        pytest.skip(f"needs {relative} in the data folder (set LMR_DATA)")
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    return make_texts(60)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(texts: list[str]) -> Tokenizer:
+    return Tokenizer.train(texts, TokenizerConfig(vocab_size=400))
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a freshly initialised tiny checkpoint and returns its folder."""
+
+    def make(kind: str = "lstm", *, seed: int = 0, **encoder: object) -> Path:
+        torch.manual_seed(seed)
+        lstm = LstmConfig(embedding_dim=32, hidden_dim=32, num_layers=1)
+        transformer = TransformerConfig(embedding_dim=32, num_heads=2, num_layers=2, feedforward_dim=48, max_length=64)
+        settings = EncoderConfig(**{"max_length_tokens": 32, "overlap_tokens": 4, **encoder})  # type: ignore[arg-type]
+        config = RunConfig(model=lstm if kind == "lstm" else transformer, encoder=settings)
+        model = build_model(config.model, vocab_size=tokenizer.vocab_size)
+        folder = tmp_path_factory.mktemp("checkpoint") / f"tiny-{kind}"
+        save_checkpoint(folder, model=model, tokenizer=tokenizer, config=config)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint_path(make_checkpoint: Callable[..., Path]) -> Path:
+    return make_checkpoint()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoint_path: Path) -> Checkpoint:
+    return Checkpoint.load(checkpoint_path)
+
+
+@pytest.fixture(scope="session")
+def encoder(checkpoint: Checkpoint) -> Encoder:
+    return Encoder(checkpoint)
+
+
+@pytest.fixture
+def notes(tmp_path: Path, texts: list[str]) -> Path:
+    """A folder of small text files, one of them long and one empty."""
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for number, text in enumerate(texts[:12]):
+        (folder / f"note-{number:02d}.txt").write_text(text)
+    (folder / "long.md").write_text("# A long note\n\n" + " ".join(make_texts(30, seed=5)))
+    (folder / "empty.txt").write_text("")
+    return folder
+
+
+@pytest.fixture
+def judged(tmp_path: Path, texts: list[str]) -> Path:
+    """A BEIR folder: the question for a document is its own first sentence."""
+    folder = tmp_path / "judged"
+    rows = [{"_id": f"d{number}", "title": f"note {number}", "text": text} for number, text in enumerate(texts[:40])]
+    write_jsonl(folder / "corpus.jsonl", rows)
+    queries = [{"_id": f"q{number}", "text": texts[number].split(".")[0]} for number in range(12)]
+    write_jsonl(folder / "queries.jsonl", queries)
+    (folder / "qrels").mkdir()
+    lines = ["query-id\tcorpus-id\tscore", *(f"q{number}\td{number}\t1" for number in range(12))]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
+    return folder

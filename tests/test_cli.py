@@ -1,0 +1,290 @@
+"""The command line as it is used: what it prints, where, and with which exit code."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pytest
+from conftest import ROOT, make_texts
+
+from lm_retrieval.cli import lmr
+
+
+def run(*arguments: str | Path, cwd: Path, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs `lmr` as a process of its own and checks its exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lm_retrieval", *map(str, arguments)],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "LMR_THREADS": "1", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def commands(group: click.Group = lmr, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found = []
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        found += commands(command, (*path, name)) if isinstance(command, click.Group) else [(*path, name)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with notes, a judged corpus, and what the commands made of them."""
+    folder = tmp_path_factory.mktemp("world")
+    (folder / "notes").mkdir()
+    for number, text in enumerate(make_texts(80, seed=1)):
+        (folder / "notes" / f"note-{number:02d}.txt").write_text(text)
+    common = ["--set", "training.sample_tokens=0", "--set", "training.max_steps=60", "--quiet"]
+    for name, extra in (("smoke", []), ("other", ["--set", "training.seed=7", "--set", "model.num_layers=2"])):
+        output = ["--output", f"checkpoints/{name}"]
+        run("train", ROOT / "configs" / "smoke.toml", "--corpus", "notes", *output, *common, *extra, cwd=folder)
+    run("embed", "notes", "--encoder", "smoke", "--quiet", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", [(), *commands()], ids=" ".join)
+def test_every_command_has_help_and_loads_no_torch_for_it(command: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from lm_retrieval.cli import main\n"
+        f"try: main([*{command!r}, '--help'])\n"
+        "finally: print([name for name in ('torch', 'faiss', 'pyarrow', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Usage: lmr")
+    assert done.stdout.rstrip().endswith("[]")
+
+
+def test_the_commands_are_those_that_scripts_rely_on() -> None:
+    expected = (
+        "corpus build, corpus import, corpus info, tokenizer train, tokenizer encode, tokenizer decode, "
+        "tokenizer info, train, perplexity, generate, compare, embed, index, search, evaluate, info"
+    )
+    assert sorted(" ".join(command) for command in commands()) == sorted(expected.split(", "))
+
+
+def test_every_command_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [c for c in commands() if f"lmr {' '.join(c)}" not in readme] == []
+
+
+def test_search_prints_ranked_hits(world: Path) -> None:
+    out = run("search", "the sparrow paints glass", "-k", "3", cwd=world).stdout
+    ranks = re.findall(r"^ ?(\d+)\. (\d\.\d{3})  (note-\d\d\.txt)$", out, flags=re.M)
+    assert [rank for rank, _, _ in ranks] == ["1", "2", "3"]
+    assert "\x1b" not in out  # no colours outside a terminal
+
+
+def test_search_json_is_for_scripts(world: Path) -> None:
+    found = json.loads(run("search", "sparrow", "-k", "2", "--format", "json", cwd=world).stdout)
+    assert found["query"] == "sparrow"
+    assert [hit["rank"] for hit in found["hits"]] == [1, 2]
+    assert {"rank", "score", "id", "title", "snippet", "highlights", "passage"} == set(found["hits"][0])
+    hit = found["hits"][0]
+    assert [hit["snippet"][start:end] for start, end in hit["highlights"]].count("sparrow") >= 1
+
+
+def test_search_reads_queries_from_stdin(world: Path) -> None:
+    found = json.loads(run("search", "-", "--format", "json", "-k", "1", cwd=world, stdin="glass\n\nviolin\n").stdout)
+    assert [answer["query"] for answer in found] == ["glass", "violin"]
+
+
+@pytest.mark.parametrize("mode", ["dense", "bm25", "hybrid"])
+def test_search_modes(world: Path, mode: str) -> None:
+    found = json.loads(run("search", "the harbour", "--mode", mode, "--format", "json", cwd=world).stdout)
+    assert len(found["hits"]) == 10
+
+
+def test_embed_again_encodes_only_what_changed(world: Path) -> None:
+    (world / "notes" / "note-00.txt").write_text("a fresh note about volcanoes")
+    out = run("embed", "notes", "--encoder", "smoke", cwd=world).stdout
+    assert "1 chunks encoded, " in out
+    assert run("search", "volcanoes", "-k", "1", "--mode", "bm25", cwd=world).stdout.startswith(" 1. ")
+    assert "note-00.txt" in run("search", "volcanoes", "-k", "1", cwd=world).stdout
+
+
+def test_embed_without_an_encoder_trains_one_and_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "diary").mkdir()
+    for number, text in enumerate(make_texts(30, seed=4)):
+        (tmp_path / "diary" / f"{number}.md").write_text(f"# Day {number}\n{text}")
+    first = run("embed", "diary", cwd=tmp_path)
+    assert "training a small LSTM" in first.stderr
+    assert (tmp_path / "checkpoints" / "diary-lstm" / "manifest.json").is_file()
+    assert "training" not in run("embed", "diary", cwd=tmp_path).stderr
+    assert "Day 7" in run("search", "day 7", "-k", "30", cwd=tmp_path).stdout
+
+
+def test_index_rebuilds_with_another_factory(world: Path) -> None:
+    out = run("index", "notes", "--factory", "HNSW8", cwd=world).stdout
+    assert re.search(r"indexes/notes: HNSW8, \d+ vectors, .* recall@10 [01]\.\d{3}", out)
+    assert json.loads(run("info", "indexes/notes", "--format", "json", cwd=world).stdout)["factory"] == "HNSW8"
+    run("index", "notes", "--factory", "Flat", cwd=world)
+
+
+def test_evaluate_prints_the_table_and_the_agreed_json(judged: Path, world: Path, tmp_path: Path) -> None:
+    arguments = ("evaluate", judged, "--encoder", world / "checkpoints" / "smoke")
+    out = run(*arguments, "--format", "json", "--runs-output", "runs", cwd=tmp_path).stdout
+    table = json.loads(out)
+    assert (table["corpus"], table["split"], table["queries"]) == ("judged", "test", 12)
+    assert [row["name"] for row in table["systems"]] == ["bm25", "lsi-256", "dense:smoke", "hybrid:smoke"]
+    files = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert files == ["bm25.run", "dense-smoke.run", "hybrid-smoke.run", "lsi-256.run"]
+    line = (tmp_path / "runs" / "bm25.run").read_text().splitlines()[0].split()
+    assert (line[0], line[1], line[3], line[5]) == ("q0", "Q0", "1", "bm25")
+    markdown = run(*arguments, "--format", "markdown", "--measure", "P@5", cwd=tmp_path).stdout.splitlines()
+    assert markdown[0] == "| system | P@5 | judged@10 |"
+    assert len(markdown) == 6
+
+
+def test_evaluate_tries_postprocessings(judged: Path, world: Path, tmp_path: Path) -> None:
+    choices = ("--postprocess", "none", "--postprocess", "center", "--postprocess", "whiten", "--format", "json")
+    out = run("evaluate", judged, "--encoder", world / "checkpoints" / "smoke", *choices, cwd=tmp_path).stdout
+    names = [row["name"] for row in json.loads(out)["systems"] if row["name"].startswith("dense")]
+    assert names == ["dense:smoke", "dense:smoke+center", "dense:smoke+whiten"]
+
+
+def test_perplexity_in_every_context(world: Path) -> None:
+    figures = {}
+    for context in ("carried", "disjoint", "strided"):
+        arguments = ("--context", context, "--window", "16", "--format", "json")
+        report = json.loads(run("perplexity", "smoke", "notes", *arguments, cwd=world).stdout)
+        assert report["context"] == context
+        figures[context] = report["perplexity"]
+    assert figures["strided"] < figures["disjoint"] < 250
+    assert figures["carried"] < figures["disjoint"]
+
+
+def test_generate_is_repeatable_and_streams_what_batches_give(world: Path) -> None:
+    arguments = ("generate", "smoke", "--prompt", "the river", "--seed", "3", "--max-new-tokens", "12")
+    text = run(*arguments, cwd=world).stdout
+    assert text.startswith("the river")
+    found = json.loads(run(*arguments, "--prompt", "a sparrow", "--format", "json", cwd=world).stdout)
+    assert "the river" + found[0]["generations"]["smoke"]["text"] + "\n" == text
+    assert found[1]["prompt"] == "a sparrow"
+
+
+def test_generate_several_models_side_by_side_from_stdin_and_file(world: Path) -> None:
+    (world / "prompts.txt").write_text("our engine\n")
+    arguments = ("generate", "smoke", "other", "--prompt", "-", "--prompts-file", "prompts.txt", "--preset", "precise")
+    found = json.loads(run(*arguments, "--format", "json", cwd=world, stdin="the baker\n").stdout)
+    assert [row["prompt"] for row in found] == ["the baker", "our engine"]
+    assert set(found[0]["generations"]) == {"smoke", "other"}
+    table = run(*arguments, cwd=world, stdin="the baker\n").stdout
+    assert "smoke" in table
+    assert "the baker" in table
+
+
+def test_generate_interactively(world: Path) -> None:
+    out = run("generate", "smoke", "--interactive", "--max-new-tokens", "3", cwd=world, stdin="glass\n\n").stdout
+    assert "glass" in out
+    run("generate", "smoke", cwd=world, code=2)
+
+
+def test_compare_shows_both_models(world: Path) -> None:
+    rows = json.loads(run("compare", "smoke", "other", "--text", "notes", "--format", "json", cwd=world).stdout)
+    assert [row["name"] for row in rows] == ["smoke", "other"]
+    assert rows[0]["total_parameters"] == sum(rows[0]["parameters"].values())
+    assert rows[1]["parameters"]["lstm"] == 2 * rows[0]["parameters"]["lstm"]
+    for row in rows:
+        assert row["perplexity"] > 1
+        assert row["reading_tokens_per_second"] > 0
+        assert row["single_ms_per_token"] > 0
+        assert row["peak_memory_bytes"] > 1e7
+    table = run("compare", "smoke", "--text", "notes/note-01.txt", cwd=world).stdout
+    assert "bits per byte" in table
+
+
+def test_tokenizer_commands(world: Path) -> None:
+    out = run("tokenizer", "train", "notes", "--vocab-size", "300", "--output", "t.model", cwd=world).stdout
+    assert out == "t.model: 300 tokens\n"
+    ids = run("tokenizer", "encode", "t.model", "the river warms glass", cwd=world).stdout
+    assert run("tokenizer", "decode", "t.model", *ids.split(), cwd=world).stdout == "the river warms glass\n"
+    assert run("tokenizer", "decode", "t.model", cwd=world, stdin=ids).stdout == "the river warms glass\n"
+    pieces = run("tokenizer", "encode", "t.model", "--pieces", cwd=world, stdin="the river\n").stdout
+    assert pieces.replace(" ", "").replace("▁", " ").strip() == "the river"
+    info = json.loads(run("tokenizer", "info", "t.model", "--format", "json", cwd=world).stdout)
+    assert (info["vocab_size"], info["lossless"]) == (300, True)
+    assert "not a token id" in run("tokenizer", "decode", "t.model", "9999", cwd=world, code=1).stderr
+
+
+def test_a_given_tokenizer_and_checkpoint_are_used(world: Path) -> None:
+    run("tokenizer", "train", "notes", "--vocab-size", "320", "--output", "own.model", cwd=world)
+    base = ("train", ROOT / "configs" / "smoke.toml", "--corpus", "notes", "--quiet", "--set", "training.max_steps=4")
+    run(*base, "--tokenizer", "own.model", "--output", "checkpoints/own", cwd=world)
+    run(*base, "--from", "own", "--output", "checkpoints/further", cwd=world)
+    sizes = [
+        json.loads(run("info", f"checkpoints/{name}", "--format", "json", cwd=world).stdout)["tokenizer_sha256"]
+        for name in ("own", "further")
+    ]
+    assert sizes[0] == sizes[1]
+
+
+def test_resume_goes_on(world: Path) -> None:
+    base = ("train", ROOT / "configs" / "smoke.toml", "--corpus", "notes", "--output", "checkpoints/parts", "--quiet")
+    run(*base, "--set", "training.max_steps=10", cwd=world)
+    assert "20 steps" in run(*base, "--set", "training.max_steps=20", "--resume", cwd=world).stdout
+
+
+def test_info_of_checkpoint_index_and_corpus(world: Path) -> None:
+    for path, kind in (("checkpoints/smoke", "checkpoint"), ("indexes/notes", "index"), ("notes", "corpus")):
+        facts = json.loads(run("info", path, "--format", "json", cwd=world).stdout)
+        assert facts["kind"] == kind
+        assert facts["bytes"] > 1000
+        assert kind in run("info", path, cwd=world).stdout
+
+
+def test_corpus_build_and_info(tmp_path: Path) -> None:
+    out = run("corpus", "build", "python-docs", "--package", "click", "--output", "click-docs", cwd=tmp_path).stdout
+    count = int(out.split(":")[1].split()[0].replace(",", ""))
+    info = json.loads(run("corpus", "info", "click-docs", "--format", "json", cwd=tmp_path).stdout)
+    assert info["documents"] == count > 100
+    run("corpus", "build", "python-docs", "--output", "docs", cwd=tmp_path)
+    splits = json.loads(run("corpus", "info", "docs", "--format", "json", cwd=tmp_path).stdout)["splits"]
+    assert set(splits) == {"dev", "test"}
+    assert sum(splits.values()) >= 150
+
+
+def test_importing_without_the_extra_says_how_to_install_it(tmp_path: Path) -> None:
+    try:
+        import ir_datasets  # noqa: F401
+    except ImportError:
+        done = run("corpus", "import", "ir_datasets:cranfield", cwd=tmp_path, code=1)
+        assert "pip install 'lm_retrieval[datasets]'" in done.stderr
+    assert "is unknown" in run("corpus", "import", "cranfield", cwd=tmp_path, code=1).stderr
+
+
+def test_progress_goes_to_stderr_and_quiet_silences_it(world: Path) -> None:
+    loud = run("embed", "notes", "--encoder", "smoke", "--rebuild", "--output", "indexes/x", cwd=world)
+    assert loud.stdout.startswith("indexes/x: 80 documents")
+    quiet = run("embed", "notes", "--encoder", "smoke", "--rebuild", "--output", "indexes/x", "-q", cwd=world)
+    assert quiet.stderr == ""
+
+
+def test_wrong_usage_is_exit_code_two(world: Path) -> None:
+    run("search", cwd=world, code=2)
+    run("no-such-command", cwd=world, code=2)
+    run("search", "x", "--mode", "telepathy", cwd=world, code=2)
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    plain = run("search", "x", cwd=tmp_path, code=1).stderr
+    assert plain.count("\n") == 1
+    assert plain.startswith("Error: ")
+    assert "Traceback" in run("search", "x", "--debug", cwd=tmp_path, code=1).stderr
+
+
+def test_import_and_help_are_fast(make_checkpoint: Callable[..., Path]) -> None:
+    code = "import lm_retrieval, sys; print('torch' in sys.modules, 'faiss' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False", "False"]
