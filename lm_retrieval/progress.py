@@ -42,14 +42,15 @@ def _bar(console: object, description: str, total: float | None) -> Iterator[Adv
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     assert isinstance(console, Console)
+    note_column = TextColumn("{task.fields[note]}", style="dim")
+    share = (BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"))
+    left = (TextColumn("left"), TimeRemainingColumn())
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[note]}", style="dim"),
+        *(share if total is not None else ()),
+        note_column,
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        *(left if total is not None else ()),
     )
     with Progress(*columns, console=console, transient=True) as display:
         task = display.add_task(description, total=total, note="")

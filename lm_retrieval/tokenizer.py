@@ -7,11 +7,11 @@ Encoding each distinct word once therefore gives the same ids several times fast
 import io
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -22,21 +22,10 @@ from lm_retrieval.config import TokenizerConfig
 from lm_retrieval.errors import TokenizerError
 
 _SPACE = "\u2581"  # SentencePiece's visible space; in a text it is an ordinary character and goes in as bytes
-_MAX_UNIT_CHARACTERS = 512
+_MAX_PIECE_CHARACTERS = 512  # SentencePiece needs memory for every character of what it encodes at once
 _MAX_SENTENCE_BYTES = 4000  # SentencePiece's trainer passes over longer lines
-_MAX_CACHED_UNITS = 400_000
+_MAX_CACHED_WORDS = 400_000
 _PROBE = "\ufb01  A\t\u00a0\n b "
-
-_FOLDED_UNIT = re.compile(rf"[^ \t\r\n]{{1,{_MAX_UNIT_CHARACTERS}}}")
-_EXACT_UNIT = re.compile(rf"\n|{_SPACE}| {{0,64}}[^ \n{_SPACE}]{{1,{_MAX_UNIT_CHARACTERS}}}| {{1,64}}")
-
-
-class Unit(NamedTuple):
-    """A word with the white space before it: characters `start:end` of the text, and its token ids."""
-
-    start: int
-    end: int
-    token_ids: tuple[int, ...]
 
 
 class Tokenizer:
@@ -63,8 +52,7 @@ class Tokenizer:
         self.bos_id: int = self._processor.bos_id()
         self.eos_id: int = self._processor.eos_id()
         self.lossless: bool = self._processor.decode(self._processor.encode(_PROBE)) == _PROBE
-        self._unit = _EXACT_UNIT if self.lossless else _FOLDED_UNIT
-        self._cache = _UnitCache(self._encode_exact if self.lossless else self._encode_folded)
+        self._words = _WordCache(self._encode_word)
 
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
@@ -118,17 +106,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without begin and end marks."""
-        return list(chain.from_iterable(map(self._cache.__getitem__, self._unit.findall(self._anchor(text)))))
+        return list(chain.from_iterable(map(self._words.__getitem__, text.split(" ")))) if text else []
 
     def encode_batch(self, texts: Iterable[str]) -> list[NDArray[np.int32]]:
         """Token ids of many texts: one int32 array (T,) each."""
         return [np.asarray(self.encode(text), dtype=np.int32) for text in texts]
-
-    def units(self, text: str) -> Iterator[Unit]:
-        """Words with their places in `text`; their ids in a row are `encode(text)`."""
-        shift = len(self._anchor("x")) - 1
-        for match in self._unit.finditer(self._anchor(text)):
-            yield Unit(max(0, match.start() - shift), match.end() - shift, self._cache[match[0]])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of some ids; begin and end marks vanish."""
@@ -138,36 +120,41 @@ class Tokenizer:
         """The text's tokens as SentencePiece shows them (`▁` is a space)."""
         return [str(self._processor.id_to_piece(token_id)) for token_id in self.encode(text)]
 
-    def _anchor(self, text: str) -> str:
-        # an exact tokenizer puts one space before a text that is not empty (add_dummy_prefix)
-        return f" {text}" if self.lossless and text else text
-
-    def _encode_folded(self, unit: str) -> list[int]:
-        return list(self._processor.encode(unit))
-
-    def _encode_exact(self, unit: str) -> list[int]:
+    def _encode_word(self, word: str) -> list[int]:
+        """What stands between two spaces, with the space before it, which SentencePiece adds (its dummy prefix)."""
         encode = self._processor.encode
-        if unit == _SPACE:
-            return [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
-        if unit.isspace() and unit.strip(" ") == "":
-            return list(encode(unit[1:] + "\n"))[:-1]
-        if unit.startswith(" "):
-            return list(encode(unit[1:]))
-        return list(encode("\n" + unit))[2:]
+        if not self.lossless:
+            limit = _MAX_PIECE_CHARACTERS
+            return [token for start in range(0, len(word), limit) for token in encode(word[start : start + limit])]
+        if _SPACE not in word and 0 < len(word) <= _MAX_PIECE_CHARACTERS:
+            return list(encode(word))
+        ids = list(encode("\n"))[:1]  # the space alone
+        for part in _SPLIT.findall(word):
+            if part == _SPACE:
+                ids += [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
+            elif ids[1:]:
+                ids += encode("\n" + part)[2:]
+            else:
+                ids = list(encode(part))
+        return ids
 
 
-class _UnitCache(dict[str, tuple[int, ...]]):
+_SPLIT = re.compile(rf"{_SPACE}|[^{_SPACE}]{{1,{_MAX_PIECE_CHARACTERS}}}")
+
+
+class _WordCache(dict[str, tuple[int, ...]]):
     """Remembers the ids of each word; emptied when full, so that memory stays bounded."""
 
-    def __init__(self, encode: Any) -> None:
+    def __init__(self, encode: Callable[[str], list[int]]) -> None:
         super().__init__()
         self._encode = encode
 
-    def __missing__(self, unit: str) -> tuple[int, ...]:
-        if len(self) >= _MAX_CACHED_UNITS:
-            self.clear()
-        token_ids = tuple(self._encode(unit))
-        self[unit] = token_ids
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        token_ids = tuple(self._encode(word))
+        if len(word) <= _MAX_PIECE_CHARACTERS:
+            if len(self) >= _MAX_CACHED_WORDS:
+                self.clear()
+            self[word] = token_ids
         return token_ids
 
 

@@ -136,7 +136,11 @@ def test_a_perfect_ranking_has_full_marks():
 
 
 @pytest.mark.parametrize("measure", ["RR", "RR@10", "AP", "AP@1000"])
-@pytest.mark.parametrize("run", [{"a": 1.0, "b": 1.0}, {"b": 1.0, "a": 1.0}], ids=["ab", "ba"])
+@pytest.mark.parametrize(
+    "run",
+    [{"a": 1.0, "b": 1.0}, {"b": 1.0, "a": 1.0}, {"a": 1 + 1e-12, "b": 1.0}],
+    ids=["ab", "ba", "equal in float32"],
+)
 def test_ties_are_broken_by_document_id_descending_whatever_the_measure(measure, run):
     for relevant, expected in (("b", 1.0), ("a", 0.5)):
         assert evaluate({"q": {relevant: 1}}, {"q": run}, measures=[measure]).measures[measure] == expected

@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import sys
+from typing import TextIO
 
 import click
 
@@ -84,7 +85,19 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what sys.stderr is at that moment: a live progress bar puts itself there to stay below the messages."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        """Nothing to keep."""
+
+
 def set_up_logging(*, quiet: bool) -> None:
     """Messages go to stderr, each a line; `--quiet` keeps warnings only."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StderrHandler()], force=True)
     logging.getLogger("lm_retrieval").setLevel(logging.WARNING if quiet else logging.INFO)

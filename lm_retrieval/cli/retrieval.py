@@ -177,9 +177,11 @@ def _as_json(hit: "Hit") -> dict[str, Any]:
 
 
 def _echo_hit(hit: "Hit") -> None:
-    name = click.style(hit.doc_id, fg="cyan", bold=True)
-    title = "" if not hit.title or hit.title == hit.doc_id else f"  {hit.title}"
-    click.echo(f"{hit.rank:>2}. {hit.score:.3f}  {name}{title}")
+    # a title that contains the id says both
+    name, title = (hit.title, "") if hit.doc_id in hit.title else (hit.doc_id, hit.title)
+    click.echo(
+        f"{hit.rank:>2}. {hit.score:.3f}  {click.style(name, fg='cyan', bold=True)}{'  ' if title else ''}{title}"
+    )
     text, end = "", 0
     for span in hit.highlights:
         text += hit.snippet[end : span.start] + click.style(hit.snippet[span.start : span.end], bold=True, fg="yellow")

@@ -3,11 +3,13 @@
 Nothing is dropped: every character with a token is in some chunk, and offsets point into the original text.
 """
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lm_retrieval.tokenizer import Tokenizer, Unit
+from lm_retrieval.tokenizer import Tokenizer
 
+_WORD = re.compile(r"\s*\S{1,512}")
 _SENTENCE_ENDS = frozenset(".!?…。！？")
 _CLOSERS = "\"'”’)]»"
 _MAX_TOKENS_PER_CHARACTER = 4  # a character outside the vocabulary becomes its UTF-8 bytes
@@ -19,6 +21,14 @@ class Chunk(NamedTuple):
     start: int
     end: int
     token_ids: list[int]
+
+
+class _Word(NamedTuple):
+    """Characters `start:end`, white space before the word included, and how many tokens they take."""
+
+    start: int
+    end: int
+    tokens: int
 
 
 def chunk_text(text: str, *, tokenizer: Tokenizer, max_tokens: int, overlap_tokens: int = 0) -> Iterator[Chunk]:
@@ -35,72 +45,72 @@ def chunk_text(text: str, *, tokenizer: Tokenizer, max_tokens: int, overlap_toke
         if text.strip():
             yield Chunk(0, len(text), token_ids)
         return
-    units = list(_small_units(text, tokenizer, max_tokens))
+    words = list(_words(text, tokenizer, max_tokens))
     first = 0
-    while first < len(units):
-        end = _fill(units, first, max_tokens)
-        if end < len(units):
-            end = _last_sentence_end(text, units, first + (end - first + 1) // 2, end)
-        chunk = _cut(text, units, first, end, tokenizer)
+    while first < len(words):
+        end = _fill(words, first, max_tokens)
+        if end < len(words):
+            end = _last_sentence_end(text, words, first + (end - first + 1) // 2, end)
+        chunk = _cut(text, words, first, end, tokenizer)
         while len(chunk.token_ids) > max_tokens and end - first > 1:
-            # the first word may take another token at the start of a chunk than in the middle of a text
+            # normalisation may join what was counted apart
             end -= 1
-            chunk = _cut(text, units, first, end, tokenizer)
-        if text[chunk.start : chunk.end].strip():
-            yield chunk
-        if end >= len(units):
+            chunk = _cut(text, words, first, end, tokenizer)
+        yield chunk
+        if end >= len(words):
             return
-        first = max(first + 1, _step_back(text, units, first, end, overlap_tokens))
+        first = max(first + 1, _step_back(text, words, first, end, overlap_tokens))
 
 
-def _small_units(text: str, tokenizer: Tokenizer, max_tokens: int) -> Iterator[Unit]:
-    """Words, with those too long for half a chunk cut by characters."""
+def _words(text: str, tokenizer: Tokenizer, max_tokens: int) -> Iterator[_Word]:
+    """Words with their token counts; those too long for half a chunk are cut by characters."""
     limit = max(1, max_tokens // (2 * _MAX_TOKENS_PER_CHARACTER))
-    for unit in tokenizer.units(text):
-        if len(unit.token_ids) * 2 <= max_tokens:
-            yield unit
+    for match in _WORD.finditer(text):
+        word = match[0]
+        # the tokenizer puts a space before what it encodes: one that stands in the text is not counted twice
+        count = len(tokenizer.encode(word[1:] if word[0] == " " else word))
+        if count * 2 <= max_tokens:
+            yield _Word(match.start(), match.end(), count)
             continue
-        for start in range(unit.start, unit.end, limit):
-            end = min(unit.end, start + limit)
-            yield Unit(start, end, tuple(tokenizer.encode(text[start:end])))
+        first = match.end() - len(word.lstrip())
+        for start in range(first, match.end(), limit):
+            end = min(match.end(), start + limit)
+            yield _Word(start, end, len(tokenizer.encode(text[start:end])))
 
 
-def _fill(units: list[Unit], first: int, max_tokens: int) -> int:
-    """The end of the longest run of units from `first` that fits, at least one."""
+def _fill(words: list[_Word], first: int, max_tokens: int) -> int:
+    """The end of the longest run of words from `first` that fits, at least one."""
     count = 0
-    for place in range(first, len(units)):
-        count += len(units[place].token_ids)
+    for place in range(first, len(words)):
+        count += words[place].tokens
         if count > max_tokens and place > first:
             return place
-    return len(units)
+    return len(words)
 
 
-def _ends_sentence(text: str, units: list[Unit], place: int) -> bool:
-    word = text[units[place].start : units[place].end]
-    if word.endswith("\n"):
+def _ends_sentence(text: str, words: list[_Word], place: int) -> bool:
+    if text[words[place].start : words[place].end].rstrip(_CLOSERS)[-1:] in _SENTENCE_ENDS:
         return True
-    word = word.rstrip(_CLOSERS)
-    if word[-1:] in _SENTENCE_ENDS:
-        return True
-    return place + 1 < len(units) and "\n\n" in text[units[place].end : units[place + 1].start]
+    following = words[place + 1] if place + 1 < len(words) else None
+    return following is not None and "\n" in text[following.start : following.end]
 
 
-def _last_sentence_end(text: str, units: list[Unit], lowest: int, end: int) -> int:
+def _last_sentence_end(text: str, words: list[_Word], lowest: int, end: int) -> int:
     """The last place in (lowest, end] after a sentence end; `end` where there is none."""
-    return next((place for place in range(end, lowest, -1) if _ends_sentence(text, units, place - 1)), end)
+    return next((place for place in range(end, lowest, -1) if _ends_sentence(text, words, place - 1)), end)
 
 
-def _step_back(text: str, units: list[Unit], first: int, end: int, overlap_tokens: int) -> int:
+def _step_back(text: str, words: list[_Word], first: int, end: int, overlap_tokens: int) -> int:
     """Where the next chunk begins: up to `overlap_tokens` before `end`, at a sentence start where possible."""
     place, count = end, 0
-    while place > first + 1 and count + len(units[place - 1].token_ids) <= overlap_tokens:
+    while place > first + 1 and count + words[place - 1].tokens <= overlap_tokens:
         place -= 1
-        count += len(units[place].token_ids)
-    return next((start for start in range(place, end) if _ends_sentence(text, units, start - 1)), place)
+        count += words[place].tokens
+    return next((start for start in range(place, end) if _ends_sentence(text, words, start - 1)), place)
 
 
-def _cut(text: str, units: list[Unit], first: int, end: int, tokenizer: Tokenizer) -> Chunk:
-    start, stop = units[first].start, units[end - 1].end
+def _cut(text: str, words: list[_Word], first: int, end: int, tokenizer: Tokenizer) -> Chunk:
+    start, stop = words[first].start, words[end - 1].end
     while start < stop and text[start].isspace():
         start += 1
     return Chunk(start, stop, tokenizer.encode(text[start:stop]))

@@ -111,7 +111,8 @@ def quick_config() -> RunConfig:
     training = TrainingConfig(
         max_epochs=20,
         max_time_seconds=120.0,
-        batch_size=64,
+        warmup_steps=30,
+        batch_size=32,
         sequence_length_tokens=64,
         learning_rate=3e-3,
         eval_interval_steps=200,
