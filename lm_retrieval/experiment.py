@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lm_retrieval.checkpoint import read_config
 from lm_retrieval.corpus import Corpus
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.errors import CorpusError
@@ -114,6 +115,28 @@ def compare_systems(
         judgments_without_document=dropped,
         systems=tuple(results),
     )
+
+
+def encoder_variants(
+    checkpoint: Path, *, postprocesses: Sequence[str] = (), device: str = "auto"
+) -> list[tuple[str, Encoder]]:
+    """The encoder of a checkpoint as configured, or once for each of `none`, `center`, `whiten` that is asked for.
+
+    Names tell them apart: `lstm`, `lstm+center`, `lstm+whiten`.
+
+    Raises:
+        CheckpointError: the folder is missing or damaged.
+    """
+    if not postprocesses:
+        encoder = Encoder.load(checkpoint, device=device)
+        return [(encoder.name, encoder)]
+    stored = read_config(checkpoint).encoder
+    variants = []
+    for postprocess in postprocesses:
+        config = stored.model_copy(update={"postprocess": postprocess})
+        encoder = Encoder.load(checkpoint, device=device, config=config)
+        variants.append((f"{encoder.name}+{postprocess}" if postprocess != "none" else encoder.name, encoder))
+    return variants
 
 
 def _runs(

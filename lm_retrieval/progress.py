@@ -20,7 +20,7 @@ class Advance(Protocol):
 def progress(description: str, *, total: float | None = None) -> Iterator[Advance]:
     """Shows how far a long piece of work has come. Nothing is shown unless the CLI turned display on."""
     if not logger.isEnabledFor(logging.INFO):
-        yield _silent
+        yield silent
         return
     from rich.console import Console
 
@@ -32,7 +32,7 @@ def progress(description: str, *, total: float | None = None) -> Iterator[Advanc
         yield _LogLines(description, total)
 
 
-def _silent(steps: float = 1, *, note: str = "") -> None:
+def silent(steps: float = 1, *, note: str = "") -> None:
     """Shows nothing: a library user asked for no display."""
 
 

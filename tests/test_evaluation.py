@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import pytrec_eval
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_retrieval.errors import EvaluationError
@@ -89,6 +89,7 @@ def test_reciprocal_rank_with_a_cut_off_looks_no_further(seed):
             assert figures[f"RR@{cut}"] == pytest.approx(1 / ranks[0] if ranks else 0.0)
 
 
+@settings(deadline=None)
 @given(
     grades=st.dictionaries(st.sampled_from(DOCS[:9]), st.integers(0, 3), min_size=1).filter(
         lambda grades: any(grades.values())
@@ -258,6 +259,7 @@ def test_a_run_written_and_read_again_has_the_same_figures(tmp_path, seed):
     assert evaluate(qrels, again) == evaluate(qrels, run)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.floats(-(2.0**90), 2.0**90, width=32) | st.sampled_from([0.0, -0.0, 1.0, 1e-45, 0.1, 1 + 1e-12, 1e-60]),

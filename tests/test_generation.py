@@ -336,6 +336,7 @@ def circle(tokenizer) -> LanguageModel:
         (("h",), ""),
         (("thet",), "he"),
         (("eth", "he"), ""),  # "he" comes first in the text
+        (("e", "he"), ""),  # complete at once, but "he" begins first
         (("hethet", "ethe"), "h"),  # the one that is complete first
         (("", "eth"), "h"),
     ],

@@ -228,6 +228,9 @@ def test_rebuilding_the_faiss_part_needs_no_encoding(rows_path: Path, encoder: E
     assert [hit.doc_id for hit in Searcher(output).search("the river carries cold water", mode="dense", k=3)] == [
         hit.doc_id for hit in exact[:3]
     ]
+    build_index(open_corpus(rows_path), encoder=encoder, output=output)
+    kept = read_manifest(output, kind="index", error=IndexFormatError)
+    assert (kept["factory"], kept["factory_by_size"]) == ("HNSW16", False)
     before = contents(output)
     with pytest.raises(LmRetrievalError, match="cannot be trained on"):
         rebuild_vectors(output, factory="IVF4096,PQ16")

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -74,6 +74,7 @@ def test_matches_are_the_places_of_all_words_with_one_of_the_terms():
     assert analyzer.matches(text, frozenset({"the"})) == []
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="abcdeinst öß日.\n-_'", max_size=60))
 def test_the_words_that_match_the_terms_of_their_own_text_give_those_terms(text):
     analyzer = Analyzer()
@@ -199,6 +200,7 @@ def test_top_rows_are_the_largest_positive_scores_with_ties_in_row_order(scores,
     assert values.tolist() == [scores[row] for row in expected]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0]), max_size=40), st.integers(1, 45))
 def test_top_rows_equal_a_sort_of_everything(scores, k):
     expected = sorted((row for row, score in enumerate(scores) if score > 0), key=lambda row: (-scores[row], row))[:k]
@@ -364,6 +366,7 @@ WORDS = ["file", "socket", "rain", "clouds", "x" * 30]
 SEPARATORS = [" ", ". ", "\n", "; ", "  ", ";", "/", "="]
 
 
+@settings(deadline=None)
 @given(
     parts=st.lists(st.tuples(st.sampled_from(WORDS), st.sampled_from(SEPARATORS)), min_size=1, max_size=60),
     width=st.sampled_from([80, 240]),

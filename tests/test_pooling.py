@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lm_retrieval.encoding.batching import token_budget_batches
@@ -94,6 +94,7 @@ def test_half_precision_states_are_summed_in_float32(mode):
 # ---------------------------------------------------------------- batches
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 40), max_size=60),
     budget=st.integers(1, 100),

@@ -25,7 +25,7 @@ def in_shards(vectors: np.ndarray, size: int = 70) -> Callable[[], Iterator[np.n
 def built(folder: Path, vectors: np.ndarray, factory: str = "Flat") -> Path:
     path = folder / "vectors.faiss"
     dim = vectors.shape[1]
-    build(path, shards=in_shards(vectors), count=len(vectors), dim=dim, factory=factory, threads=1)
+    build(path, shards=in_shards(vectors), count=len(vectors), dim=dim, factory=factory)
     return path
 
 

@@ -8,7 +8,6 @@ import click
 from lm_retrieval.cli.options import PATH, Command, device_option, echo_json, echo_table
 
 if TYPE_CHECKING:
-    from lm_retrieval.encoding.encoder import Encoder
     from lm_retrieval.experiment import Comparison
 
 
@@ -54,15 +53,20 @@ def evaluate(
       lmr evaluate corpora/python-docs --split dev
       lmr evaluate corpora/python-docs --encoder python-docs-lstm --format markdown
     """
+    from lm_retrieval.checkpoint import find_checkpoint
     from lm_retrieval.corpus import open_corpus
     from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES
     from lm_retrieval.evaluation.trec import write_run
-    from lm_retrieval.experiment import compare_systems
+    from lm_retrieval.experiment import compare_systems, encoder_variants
 
     comparison = compare_systems(
         open_corpus(corpus),
         split=split,
-        encoders=[pair for name in encoders for pair in _variants(name, postprocesses, device)],
+        encoders=[
+            pair
+            for name in encoders
+            for pair in encoder_variants(find_checkpoint(name), postprocesses=postprocesses, device=device)
+        ],
         measures=measures or DEFAULT_MEASURES,
     )
     if runs_output is not None:
@@ -77,23 +81,6 @@ def evaluate(
         echo_json(comparison.to_dict())
     else:
         _echo(comparison, markdown=output_format == "markdown")
-
-
-def _variants(name: str, postprocesses: tuple[Any, ...], device: str) -> list[tuple[str, "Encoder"]]:
-    from lm_retrieval.checkpoint import find_checkpoint, read_config
-    from lm_retrieval.encoding.encoder import Encoder
-
-    path = find_checkpoint(name)
-    if not postprocesses:
-        encoder = Encoder.load(path, device=device)
-        return [(encoder.name, encoder)]
-    stored = read_config(path).encoder
-    variants = []
-    for postprocess in postprocesses:
-        config = stored.model_copy(update={"postprocess": postprocess})
-        encoder = Encoder.load(path, device=device, config=config)
-        variants.append((f"{encoder.name}+{postprocess}" if postprocess != "none" else encoder.name, encoder))
-    return variants
 
 
 def _echo(comparison: "Comparison", *, markdown: bool) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lm_retrieval.encoding.pooling import pool
 from lm_retrieval.encoding.transform import Transform, fit_transform
 from lm_retrieval.errors import CheckpointError, ConfigError
 from lm_retrieval.models import LanguageModel
-from lm_retrieval.progress import progress
+from lm_retrieval.progress import progress, silent
 from lm_retrieval.runtime import Precision, configure_torch, resolve_device, resolve_dtype
 from lm_retrieval.tokenizer import Tokenizer
 
@@ -265,7 +266,7 @@ class Encoder:
         batches = token_budget_batches(lengths, max_batch_tokens=max_batch_tokens, max_batch_size=batch_size)
         device = self.checkpoint.model.device
         pooled = torch.zeros(len(windows), self.dim, device=device)
-        with progress("encoding", total=len(windows)) if show_progress else _quiet() as advance:
+        with progress("encoding", total=len(windows)) if show_progress else nullcontext(silent) as advance:
             for places in batches:
                 if lengths[places[0]]:
                     pooled[torch.from_numpy(places).to(device)] = self._pool_batch(windows, lengths, places)
@@ -312,16 +313,6 @@ class Encoder:
             np.add.at(result, owners, vectors * weights[:, None])
             result /= np.bincount(owners, weights, minlength=count).astype(np.float32)[:, None]
         return result
-
-
-class _quiet:
-    """A progress display that shows nothing."""
-
-    def __enter__(self) -> Any:
-        return lambda steps=1, note="": None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def _load_transform(path: Path, dim: int) -> Transform | None:

@@ -42,7 +42,7 @@ from lm_retrieval.index.store import (
 )
 from lm_retrieval.progress import progress
 from lm_retrieval.records import Document
-from lm_retrieval.runtime import peak_memory_bytes, thread_count
+from lm_retrieval.runtime import peak_memory_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def rebuild_vectors(folder: Path, *, factory: str) -> BuildReport:
         report = BuildReport(documents=manifest["documents"], chunks=manifest["chunks"], factory=factory)
         _build_vectors(folder, store, manifest["dim"], report)
         facts = {key: value for key, value in manifest.items() if key not in ("kind", "format_version")}
-        facts |= {"factory": factory, "recall_at_10": report.recall_at_10}
+        facts |= {"factory": factory, "factory_by_size": False, "recall_at_10": report.recall_at_10}
         write_manifest(folder, kind=KIND, content=facts)
         return report
 
@@ -144,9 +144,12 @@ class _Build:
         self.staging = output.with_name(f".{output.name}.partial")
         self.report = BuildReport()
         self._clock = _Clock(self.report)
-        self.earlier = None if rebuild else self._open_earlier(encoder)
-        if rebuild:
-            shutil.rmtree(self.staging, ignore_errors=True)
+        self.earlier: Store | None = None
+        if output.exists() and not rebuild:
+            manifest = self._check_earlier(encoder)
+            self.earlier = Store(output)
+            # a factory that somebody chose stays; one chosen by size is chosen anew
+            self.factory = factory or (None if manifest["factory_by_size"] else manifest["factory"])
         self.encoder = self._fitted(encoder)
         self.corpus_digest = hashlib.sha256()
 
@@ -156,8 +159,8 @@ class _Build:
         if not report.chunks:
             raise CorpusError(f"{self.corpus.path}: every document is empty; there is nothing to index")
         report.factory = self.factory or vectors.choose_factory(report.chunks)
-        with self._clock("index"):
-            np.save(_open_path(self.staging / CHUNKS_NAME), store.chunk_table())
+        with self._clock("index"), storage_errors(self.staging / CHUNKS_NAME):
+            np.save(self.staging / CHUNKS_NAME, store.chunk_table())
             _build_vectors(self.staging, store, self.encoder.dim, report)
         with self._clock("bm25"), storage_errors(self.staging):
             LexicalIndex.build(document.content for document in store.documents()).save(self.staging / LEXICAL_NAME)
@@ -184,22 +187,21 @@ class _Build:
             "dim": self.encoder.dim,
             "metric": "inner product of unit vectors",
             "factory": report.factory,
+            "factory_by_size": self.factory is None,
             "recall_at_10": report.recall_at_10,
             "bm25": {"k1": K1, "b": B, "stemmer": "snowball english"},
         }
 
     # --- encoder and earlier index -----------------------------------------------------------------------------------
 
-    def _open_earlier(self, encoder: Encoder) -> Store | None:
-        if not self.output.exists():
-            return None
+    def _check_earlier(self, encoder: Encoder) -> dict[str, Any]:
         manifest = read_manifest(self.output, kind=KIND, error=IndexFormatError)
         if not _same_encoder(manifest, encoder):
             raise MismatchError(
                 f"{self.output}: built with encoder '{manifest['encoder']}', which is not the given '{encoder.name}'; "
                 "add --rebuild to encode everything again, or choose another --output"
             )
-        return Store(self.output)
+        return manifest
 
     def _fitted(self, encoder: Encoder) -> Encoder:
         """The encoder with its transform: from the earlier index, from a killed run, or fitted on the corpus now."""
@@ -361,9 +363,7 @@ class _Clock:
 def _build_vectors(folder: Path, store: Store, dim: int, report: BuildReport) -> None:
     path = folder / VECTORS_NAME
     count = report.chunks
-    vectors.build(
-        path, shards=store.vector_shards, count=count, dim=dim, factory=report.factory, threads=thread_count()
-    )
+    vectors.build(path, shards=store.vector_shards, count=count, dim=dim, factory=report.factory)
     exact = report.factory == vectors.EXACT
     report.recall_at_10 = 1.0 if exact else vectors.recall(path, shards=store.vector_shards, count=count)
 
@@ -379,11 +379,6 @@ def _matches(finished: Store, number: int, documents: list[Document], hashes: li
         return False
     doc_ids, known = finished.shard_key(number)
     return known == hashes and doc_ids == [document.doc_id for document in documents]
-
-
-def _open_path(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def check_encoder(manifest: dict[str, Any], encoder: Encoder, *, folder: Path) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lm_retrieval.artifacts import atomic_file
 from lm_retrieval.errors import ConfigError, IndexFormatError
+from lm_retrieval.runtime import thread_count
 
 Vectors = NDArray[np.float32]
 VectorShards = Callable[[], Iterator[Vectors]]
@@ -65,6 +66,7 @@ class VectorIndex:
         if not path.is_file():
             raise IndexFormatError(f"{path}: missing; run `lmr embed` again")
         try:
+            faiss.omp_set_num_threads(thread_count())
             return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
         except RuntimeError as error:
             raise IndexFormatError(
@@ -79,7 +81,7 @@ class VectorIndex:
         return [Neighbours(r[r >= 0], s[r >= 0]) for r, s in zip(rows, scores, strict=True)]
 
 
-def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: str, threads: int) -> None:
+def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: str) -> None:
     """Builds an index from a stream of (C, D) vectors and writes it atomically.
 
     An exact index goes straight to disk, so that memory does not grow with the number of vectors.
@@ -88,7 +90,7 @@ def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: st
         ConfigError: an unknown factory string, or one that needs more vectors to train on.
         StorageError: the file system refused.
     """
-    faiss.omp_set_num_threads(threads)
+    faiss.omp_set_num_threads(thread_count())
     if factory == EXACT:
         _write_flat(path, shards, count, dim)
         return
