@@ -235,7 +235,10 @@ def _read(model: LanguageModel, sequences: list[list[int]]) -> tuple[Tensor, Sta
     """Reads sequences of one length: (B, V) logits of the next token and the state. Too long a prefix slides out."""
     window = model.context_length
     if window is not None and len(sequences[0]) > window:
-        sequences = [sequence[-max(1, window // 2) :] for sequence in sequences]
+        # what a row that had grown token by token would hold here, so that a batch equals its prompts alone
+        half = max(1, window // 2)
+        kept = half + (len(sequences[0]) - window - 1) % (window - half + 1)
+        sequences = [sequence[-kept:] for sequence in sequences]
     output = model(torch.tensor(sequences, device=model.device))
     return model.logits(output.hidden[:, -1]), output.state
 
@@ -252,11 +255,17 @@ def _advance(model: LanguageModel, sequences: list[list[int]], state: State) -> 
 @dataclass(frozen=True)
 class _Beam:
     new_ids: tuple[int, ...]
-    log_probability: float
+    total: float  # what beams are compared by: penalised, with the end mark
+    log_probability: float  # of new_ids under the unfiltered model
     finish_reason: FinishReason | None = None
 
     def score(self, length_penalty: float) -> float:
-        return float(self.log_probability / max(1, len(self.new_ids)) ** length_penalty)
+        return float(self.total / max(1, len(self.new_ids)) ** length_penalty)
+
+    def bound(self, config: GenerationConfig) -> float:
+        """The best score a continuation can reach: no more is lost, and the length is the kindest one."""
+        length = config.max_new_tokens if config.length_penalty > 0 else max(1, len(self.new_ids))
+        return float(self.total / length**config.length_penalty)
 
 
 @torch.inference_mode()
@@ -268,7 +277,7 @@ def _beam_search(model: LanguageModel, tokenizer: Tokenizer, prompt: str, config
     def continuation(beam: _Beam) -> str:
         return tokenizer.decode([*prompt_ids, *beam.new_ids])[len(prompt_text) :]
 
-    beams, finished = [_Beam((), 0.0)], list[_Beam]()
+    beams, finished = [_Beam((), 0.0, 0.0)], list[_Beam]()
     logits, state = _read(model, [prompt_ids])
     for _ in range(config.max_new_tokens):
         candidates = _extend(beams, logits, config, prompt_ids, tokenizer.eos_id)
@@ -281,7 +290,10 @@ def _beam_search(model: LanguageModel, tokenizer: Tokenizer, prompt: str, config
             elif len(beams) < config.num_beams:
                 beams.append(beam)
                 parents.append(parent)
-        if not beams or len(finished) >= config.num_beams:
+        reached = max((beam.score(config.length_penalty) for beam in finished), default=-math.inf)
+        going = [place for place, beam in enumerate(beams) if beam.bound(config) > reached]
+        beams, parents = [beams[place] for place in going], [parents[place] for place in going]
+        if not beams:
             break
         state = model.select_state(state, parents)
         logits, state = _advance(model, [[*prompt_ids, *beam.new_ids] for beam in beams], state)
@@ -300,15 +312,17 @@ def _extend(
     penalty = replace(config, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
     for place, (beam, scores) in enumerate(zip(beams, logits.cpu(), strict=True)):
         seen = torch.tensor(sorted({*prompt_ids, *beam.new_ids}))
+        plain = scores.log_softmax(0)
         log_probabilities = filter_logits(scores, config=penalty, seen=seen).log_softmax(0)
         top = log_probabilities.topk(min(2 * config.num_beams, len(scores)))
         for value, token_id in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-            total = beam.log_probability + value
+            total = beam.total + value
             if token_id == eos_id:
-                extensions.append((place, _Beam(beam.new_ids, total, "eos")))
+                extensions.append((place, _Beam(beam.new_ids, total, beam.log_probability, "eos")))
             else:
-                extensions.append((place, _Beam((*beam.new_ids, token_id), total)))
-    extensions.sort(key=lambda item: -item[1].log_probability)
+                plain_total = beam.log_probability + float(plain[token_id])
+                extensions.append((place, _Beam((*beam.new_ids, token_id), total, plain_total)))
+    extensions.sort(key=lambda item: -item[1].total)
     return extensions[: 2 * config.num_beams]
 
 

@@ -125,6 +125,8 @@ def perplexity(
 
 def _check(model: LanguageModel, context: Context, window: int | None, stride: int | None) -> tuple[int, int]:
     window = window or model.context_length or DEFAULT_WINDOW
+    if window < 1:
+        raise ConfigError(f"window {window} must be at least 1 token")
     if model.context_length is not None and window > model.context_length:
         raise ConfigError(f"window {window} exceeds the model's context window of {model.context_length} tokens")
     if context == "carried" and not model.recurrent:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 TRANSFORM_NAME = "transform.safetensors"
 MAX_BATCH_TOKENS = 8192
-_FIT_TEXTS = 8192
+_FIT_TEXTS = 4096
 _FIT_BATCH = 2048
 
 Vectors = NDArray[np.float32]
@@ -211,7 +211,7 @@ class Encoder:
     def fit(self, texts: Iterable[str]) -> "Encoder":
         """An encoder whose transform is fitted on these texts; this one stays as it is.
 
-        Where there are more than 8,192 texts an even sample of so many is used.
+        Where there are more than 4,096 texts an even sample of so many is used.
 
         Raises:
             ConfigError: fewer than two texts with content.

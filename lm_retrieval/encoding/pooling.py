@@ -24,7 +24,7 @@ def pool(hidden: Tensor, lengths: Tensor, *, mode: Pooling) -> Tensor:
         return torch.where(lengths[:, None] > 0, highest, torch.zeros_like(highest))
     if mode == "lasttoken":
         last = hidden[torch.arange(len(hidden), device=hidden.device), (lengths - 1).clamp(min=0)]
-        return last * (lengths > 0)[:, None]
+        return torch.where(lengths[:, None] > 0, last, torch.zeros_like(last))
     weights = mask.float()
     if mode == "weightedmean":
         weights = weights * (positions + 1)

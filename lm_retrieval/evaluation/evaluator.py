@@ -1,8 +1,11 @@
 """Scoring a run against judgments with trec_eval's rules, through ir-measures."""
 
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from lm_retrieval.errors import EvaluationError
 
@@ -53,15 +56,17 @@ def evaluate(
     if not wanted:
         raise EvaluationError("no query has a relevant document; check that the judgments belong to this corpus")
     scored = {query_id: dict(run.get(query_id, {})) for query_id in wanted}
-    answered = {query_id: scores for query_id, scores in scored.items() if scores}
+    answered = {query_id: _ranks(scores) for query_id, scores in scored.items() if scores}
     per_query: dict[str, dict[str, float]] = {query_id: dict.fromkeys(measures, 0.0) for query_id in wanted}
-    names = {str(measure): name for measure, name in zip(parsed, measures, strict=True)}
+    names: dict[Any, list[str]] = {}
+    for measure, name in zip(parsed, measures, strict=True):
+        names.setdefault(measure, []).append(name)
     judged = ir_measures.parse_measure("Judged@10")
     judged_sum = 0.0
     if answered:
-        for metric in ir_measures.iter_calc([*parsed, judged], wanted, answered):
-            if str(metric.measure) in names:
-                per_query[metric.query_id][names[str(metric.measure)]] = float(metric.value)
+        for metric in _calculate([*parsed, judged], wanted, answered):
+            for name in names.get(metric.measure, ()):
+                per_query[metric.query_id][name] = float(metric.value)
             if metric.measure == judged:
                 judged_sum += float(metric.value)
     means = {name: sum(values[name] for values in per_query.values()) / len(per_query) for name in measures}
@@ -75,11 +80,36 @@ def evaluate(
     )
 
 
+def _calculate(measures: list[Any], qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> list[Any]:
+    import ir_measures
+
+    try:
+        return list(ir_measures.iter_calc(measures, qrels, run))
+    except (subprocess.CalledProcessError, OSError) as error:
+        # some measures are computed by programs that ir-measures starts
+        names = ", ".join(map(str, measures))
+        raise EvaluationError(f"one of {names} cannot be computed on this machine ({error}); leave it out") from error
+
+
+def _ranks(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores without ties in trec_eval's order: of ir-measures' providers only trec_eval itself breaks ties so."""
+    by_id = sorted(scores, reverse=True)
+    ordered = sorted(by_id, key=lambda doc_id: -np.float32(scores[doc_id]))
+    return {doc_id: -float(rank) for rank, doc_id in enumerate(ordered)}
+
+
 def _parse(name: str) -> Any:
     import ir_measures
 
     try:
-        return ir_measures.parse_measure(name)
+        measure: Any = ir_measures.parse_measure(name)
+        pipeline: Any = ir_measures.DefaultPipeline
+        measure.validate_params()
+        if "cutoff" in measure.params and measure["cutoff"] < 1:
+            raise ValueError("cut-off below 1")
+        if not pipeline.supports(measure):
+            raise ValueError("no provider")
+        return measure
     except (NameError, ValueError, SyntaxError, KeyError, AssertionError) as error:
         raise EvaluationError(
             f"measure '{name}' is unknown; write for example nDCG@10, RR@10, AP@1000, P(rel=2)@5"

@@ -24,7 +24,8 @@ def cut_snippet(
     start = _best_start(text, matches, width)
     end = min(len(text), start + width)
     if end < len(text):
-        end = max(text.rfind(" ", start, end), start + width // 2)
+        shown = next((match.end for match in matches if match.start >= start), start)
+        end = max(text.rfind(" ", start, end), start + width // 2, min(end, shown))
     piece = " ".join(text[start:end].split())
     snippet = ("… " if start > 0 else "") + piece + (" …" if end < len(text) else "")
     return snippet, tuple(analyzer.matches(snippet, terms))
@@ -42,4 +43,5 @@ def _best_start(text: str, matches: list[Span], width: int) -> int:
         return sentence + 1
     if anchor.start < width // 2:
         return 0
-    return text.rfind(" ", 0, max(0, anchor.start - width // 4)) + 1
+    latest = anchor.start - width // 4
+    return text.rfind(" ", anchor.start - width // 2, latest) + 1 or latest

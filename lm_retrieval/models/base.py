@@ -77,13 +77,10 @@ class LanguageModel(nn.Module, ABC):
 
     def parameter_counts(self) -> dict[str, int]:
         """Trainable parameters of each part; a weight shared by two parts counts once, in the first."""
-        seen: set[int] = set()
         counts: dict[str, int] = {}
         for name, parameter in self.named_parameters():
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                part = name.partition(".")[0]
-                counts[part] = counts.get(part, 0) + parameter.numel()
+            part = name.partition(".")[0]
+            counts[part] = counts.get(part, 0) + parameter.numel()
         return counts
 
     @property
