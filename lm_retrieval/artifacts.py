@@ -37,6 +37,7 @@ def _explain(error: OSError, path: Path) -> LmRetrievalError:
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.ENOENT: "no such file or folder; check the path",
         errno.EISDIR: "this is a folder, a file is needed",
+        errno.EEXIST: "a file is in the way, a folder is needed; choose another path",
         errno.ENOTDIR: "a part of this path is a file, a folder is needed",
         errno.EIO: "the device reported an input/output error; check the disk",
     }
@@ -60,7 +61,10 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except OSError as error:
+                raise _explain(error, path) from error
         finally:
             temporary.unlink(missing_ok=True)
 

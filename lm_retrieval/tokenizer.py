@@ -43,6 +43,8 @@ class Tokenizer:
         Raises:
             TokenizerError: the bytes are not a SentencePiece model.
         """
+        if not model:
+            raise TokenizerError("not a SentencePiece model; train one with `lmr tokenizer train`")
         try:
             self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=model)
             self.vocab_size: int = self._processor.vocab_size()
@@ -89,7 +91,7 @@ class Tokenizer:
             if limit:
                 return cls(_train(lines, config, int(limit[1])))
             needed = re.search(r"(\d+) ?(?:<|vs) ?(\d+)|smaller than required_chars\D*(\d+)\D+(\d+)", str(error))
-            detail = f" ({needed[0]})" if needed else f": {error}"
+            detail = f" ({needed[0]})" if needed else ""
             raise TokenizerError(
                 f"vocab_size {config.vocab_size} is too small for this text{detail}; choose a larger one"
             ) from error
@@ -124,22 +126,24 @@ class Tokenizer:
         """What stands between two spaces, with the space before it, which SentencePiece adds (its dummy prefix)."""
         encode = self._processor.encode
         if not self.lossless:
-            limit = _MAX_PIECE_CHARACTERS
-            return [token for start in range(0, len(word), limit) for token in encode(word[start : start + limit])]
+            parts = [word] if len(word) <= _MAX_PIECE_CHARACTERS else _FOLDED_SPLIT.findall(word)
+            return [token for part in parts for token in encode(part)]
         if _SPACE not in word and 0 < len(word) <= _MAX_PIECE_CHARACTERS:
             return list(encode(word))
         ids = list(encode("\n"))[:1]  # the space alone
-        for part in _SPLIT.findall(word):
+        for place, part in enumerate(_EXACT_SPLIT.findall(word)):
             if part == _SPACE:
                 ids += [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
-            elif ids[1:]:
+            elif place:
                 ids += encode("\n" + part)[2:]
             else:
                 ids = list(encode(part))
         return ids
 
 
-_SPLIT = re.compile(rf"{_SPACE}|[^{_SPACE}]{{1,{_MAX_PIECE_CHARACTERS}}}")
+# a word longer than one piece is cut at line ends first, which no token crosses
+_FOLDED_SPLIT = re.compile(rf"[^\t\r\n]{{1,{_MAX_PIECE_CHARACTERS}}}")
+_EXACT_SPLIT = re.compile(rf"\n|{_SPACE}|[^\n{_SPACE}]{{1,{_MAX_PIECE_CHARACTERS}}}")
 
 
 class _WordCache(dict[str, tuple[int, ...]]):
@@ -185,14 +189,14 @@ def _sample_lines(texts: Iterable[str], max_bytes: int) -> list[str]:
     kept_bytes = seen = 0
     for line in _lines(texts):
         seen += 1
-        size = len(line)
+        size = len(line.encode(errors="replace"))
         if kept_bytes + size <= max_bytes:
             kept.append(line)
             kept_bytes += size
             continue
         place = generator.randrange(seen)
         if place < len(kept):
-            kept_bytes += size - len(kept[place])
+            kept_bytes += size - len(kept[place].encode(errors="replace"))
             kept[place] = line
     return kept
 

@@ -148,6 +148,22 @@ def test_ids_are_sentencepieces_ids(normalizer):
     check()
 
 
+@pytest.mark.parametrize(
+    ("normalizer", "separator"),
+    # without folding a tab is no space: the list would be one word
+    [
+        (name, end)
+        for name in NORMALIZERS
+        for end in ("\n", "\t", "\r\n", " ", "\n\n \n")
+        if (name, end) != ("identity", "\t")
+    ],
+)
+def test_ids_of_a_long_list_of_words_are_sentencepieces_ids(normalizer, separator):
+    tokenizer = TRAINED[normalizer]
+    text = separator.join(["library", "angle", "wing", "books", "cholesterol"] * 100)
+    assert tokenizer.encode(text) == tokenizer._processor.encode(text)
+
+
 @pytest.mark.parametrize("normalizer", NORMALIZERS)
 def test_empty_text_has_no_ids(normalizer):
     assert TRAINED[normalizer].encode("") == []
@@ -172,10 +188,10 @@ def test_ids_do_not_depend_on_what_was_encoded_before():
 
 
 def test_cache_that_overflows_gives_the_same_ids(monkeypatch):
-    monkeypatch.setattr("lm_retrieval.tokenizer._MAX_CACHED_UNITS", 3)
+    monkeypatch.setattr("lm_retrieval.tokenizer._MAX_CACHED_WORDS", 3)
     fresh = Tokenizer(EXACT.model)
     assert [fresh.encode(text) for text in TEXTS] == [EXACT.encode(text) for text in TEXTS]
-    assert len(fresh._cache) <= 3
+    assert len(fresh._words) <= 3
 
 
 def test_batch_gives_the_ids_of_each_text():
@@ -184,34 +200,7 @@ def test_batch_gives_the_ids_of_each_text():
     assert {ids.dtype for ids in batch} == {np.dtype(np.int32)}
 
 
-# ---------------------------------------------------------------- units and pieces
-
-
-@pytest.mark.parametrize("normalizer", NORMALIZERS)
-def test_units_cover_the_text_in_order_and_their_ids_are_the_texts_ids(normalizer):
-    tokenizer = TRAINED[normalizer]
-
-    @examples
-    @given(any_text.filter(bool) | st.just("x" * 1500))
-    def check(text):
-        units = list(tokenizer.units(text))
-        assert [token_id for unit in units for token_id in unit.token_ids] == tokenizer.encode(text)
-        end = 0
-        for unit in units:
-            assert end <= unit.start <= unit.end <= len(text)
-            assert not text[end : unit.start].strip()
-            end = unit.end
-        assert not text[end:].strip()
-
-    check()
-
-
-def test_unit_is_a_word_with_the_space_before_it():
-    text = "The wing\nof  it"
-    units = [text[unit.start : unit.end] for unit in EXACT.units(text)]
-    assert units == ["The", " wing", "\n", "of", "  it"]
-    folded = TRAINED["nmt_nfkc"]
-    assert [text[unit.start : unit.end] for unit in folded.units(text)] == ["The", "wing", "of", "it"]
+# ---------------------------------------------------------------- pieces
 
 
 def test_pieces_show_spaces_and_concatenate_to_the_text():

@@ -22,12 +22,16 @@ def read_queries(folder: Path) -> list[Query]:
     """
     path = folder / "queries.jsonl"
     if not path.is_file():
+        path = folder / "queries.jsonl.gz"
+    if not path.is_file():
         raise CorpusError(f"{folder}: no queries.jsonl; only a corpus with queries and judgments can be evaluated")
     queries: dict[str, Query] = {}
     for row, place in read_jsonl(path):
         if "_id" not in row or "text" not in row:
             raise CorpusError(f"{place}: found {', '.join(row)}; needed: _id, text")
-        query = Query(str(row["_id"]), str(row["text"]))
+        if not isinstance(row["text"], str):
+            raise CorpusError(f"{place}: text holds {type(row['text']).__name__}, a string is needed")
+        query = Query(str(row["_id"]), row["text"])
         if query.query_id in queries:
             raise CorpusError(f"{place}: query id '{query.query_id}' was used before; ids must be unique")
         queries[query.query_id] = query
@@ -59,6 +63,8 @@ def read_qrels(folder: Path, *, split: str) -> Qrels:
             )
         for row in reader:
             place = f"{path}, line {reader.line_num}"
+            if not row:
+                continue
             if len(row) != len(QRELS_HEADER):
                 raise CorpusError(f"{place}: {len(row)} columns, 3 are needed (query-id, corpus-id, score)")
             query_id, doc_id, grade = row

@@ -46,19 +46,23 @@ def chunk_text(text: str, *, tokenizer: Tokenizer, max_tokens: int, overlap_toke
             yield Chunk(0, len(text), token_ids)
         return
     words = list(_words(text, tokenizer, max_tokens))
-    first = 0
+    first = covered = 0  # words before `covered` are in some chunk
     while first < len(words):
         end = _fill(words, first, max_tokens)
         if end < len(words):
-            end = _last_sentence_end(text, words, first + (end - first + 1) // 2, end)
+            end = _last_sentence_end(text, words, max(first + (end - first + 1) // 2, covered), end)
         chunk = _cut(text, words, first, end, tokenizer)
         while len(chunk.token_ids) > max_tokens and end - first > 1:
             # normalisation may join what was counted apart
             end -= 1
             chunk = _cut(text, words, first, end, tokenizer)
+        if end <= covered:  # the overlap leaves no room for anything new
+            first = covered
+            continue
         yield chunk
         if end >= len(words):
             return
+        covered = end
         first = max(first + 1, _step_back(text, words, first, end, overlap_tokens))
 
 
@@ -74,8 +78,18 @@ def _words(text: str, tokenizer: Tokenizer, max_tokens: int) -> Iterator[_Word]:
             continue
         first = match.end() - len(word.lstrip())
         for start in range(first, match.end(), limit):
-            end = min(match.end(), start + limit)
-            yield _Word(start, end, len(tokenizer.encode(text[start:end])))
+            yield from _pieces(text, start, min(match.end(), start + limit), tokenizer, max_tokens)
+
+
+def _pieces(text: str, start: int, end: int, tokenizer: Tokenizer, max_tokens: int) -> Iterator[_Word]:
+    """Characters `start:end` in pieces that fit; one character may fold into many (`ﷺ` into 18)."""
+    count = len(tokenizer.encode(text[start:end]))
+    if count <= max_tokens or end - start == 1:
+        yield _Word(start, end, count)
+        return
+    middle = (start + end) // 2
+    yield from _pieces(text, start, middle, tokenizer, max_tokens)
+    yield from _pieces(text, middle, end, tokenizer, max_tokens)
 
 
 def _fill(words: list[_Word], first: int, max_tokens: int) -> int:
@@ -91,13 +105,18 @@ def _fill(words: list[_Word], first: int, max_tokens: int) -> int:
 def _ends_sentence(text: str, words: list[_Word], place: int) -> bool:
     if text[words[place].start : words[place].end].rstrip(_CLOSERS)[-1:] in _SENTENCE_ENDS:
         return True
-    following = words[place + 1] if place + 1 < len(words) else None
-    return following is not None and "\n" in text[following.start : following.end]
+    return _line_ends_after(text, words, place) > 1
+
+
+def _line_ends_after(text: str, words: list[_Word], place: int) -> int:
+    return text[words[place + 1].start : words[place + 1].end].count("\n") if place + 1 < len(words) else 0
 
 
 def _last_sentence_end(text: str, words: list[_Word], lowest: int, end: int) -> int:
-    """The last place in (lowest, end] after a sentence end; `end` where there is none."""
-    return next((place for place in range(end, lowest, -1) if _ends_sentence(text, words, place - 1)), end)
+    """The last place in (lowest, end] after a sentence end, else after a line end, else `end`."""
+    places = range(end, lowest, -1)
+    line_end = next((place for place in places if _line_ends_after(text, words, place - 1)), end)
+    return next((place for place in places if _ends_sentence(text, words, place - 1)), line_end)
 
 
 def _step_back(text: str, words: list[_Word], first: int, end: int, overlap_tokens: int) -> int:

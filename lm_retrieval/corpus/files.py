@@ -1,5 +1,6 @@
 """Opening text files: gzip where the name says so, a declared encoding, and errors that name the place."""
 
+import codecs
 import gzip
 import io
 import zlib
@@ -49,10 +50,10 @@ def read_text(path: Path, *, encoding: str) -> str:
     """
     with open_binary(path) as stream:
         data = stream.read()
-    if encoding.startswith("utf-8") and b"\0" in data[:_BINARY_SAMPLE_BYTES]:
+    if _codec(encoding) == "utf-8-sig" and b"\0" in data[:_BINARY_SAMPLE_BYTES]:
         raise CorpusError(f"{path}: looks like a binary file, not text; remove it from the corpus or convert it")
     with decoding_errors(path, encoding):
-        text = data.decode("utf-8-sig" if encoding == "utf-8" else encoding)
+        text = data.decode(_codec(encoding))
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -61,7 +62,15 @@ def open_text(path: Path, *, encoding: str) -> Iterator[TextIO]:
     """Opens a file for reading line by line; the caller wraps reading in `decoding_errors`."""
     with open_binary(path) as stream:
         with decoding_errors(path, encoding):
-            yield io.TextIOWrapper(stream, encoding="utf-8-sig" if encoding == "utf-8" else encoding, newline="")
+            yield io.TextIOWrapper(stream, encoding=_codec(encoding), newline="")
+
+
+def _codec(encoding: str) -> str:
+    """UTF-8, however it is spelled, drops a byte order mark."""
+    try:
+        return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+    except LookupError:
+        return encoding  # decoding_errors explains it
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import sys
 import types
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from lm_retrieval.errors import CorpusError
@@ -62,7 +63,8 @@ def python_docs(packages: Sequence[str] = ()) -> Iterator[Document]:
     """
     found: dict[str, Document] = {}
     owners: dict[int, str] = {}
-    for module in _modules(packages):
+    # all are imported before the first is read: importing a submodule changes its parent
+    for module in list(_modules(packages)):
         for name, value in _members(module, packages):
             _collect(found, owners, name, value)
     yield from (found[name] for name in sorted(found))
@@ -91,7 +93,11 @@ def _modules(packages: Sequence[str]) -> Iterator[types.ModuleType]:
 
 def _import(name: str) -> types.ModuleType | None:
     """Imports quietly; a module that this platform lacks is passed over."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(BaseException):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.suppress(Exception, SystemExit),
+    ):
         warnings.simplefilter("ignore")
         return importlib.import_module(name)
     logger.debug("module %s cannot be imported here", name)
@@ -164,8 +170,27 @@ def _title(name: str, value: Any) -> str:
     # inspect evaluates text signatures of compiled code, which can raise anything
     with contextlib.suppress(Exception):
         signature = inspect.signature(target)
-        bare = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+        bare = [
+            parameter.replace(annotation=parameter.empty, default=_shown(parameter.default))
+            for parameter in signature.parameters.values()
+        ]
         visible = [parameter for parameter in bare if parameter.name not in ("self", "cls")]
         text = str(signature.replace(parameters=visible, return_annotation=signature.empty))
         return name + _ADDRESS.sub("", text)
     return name
+
+
+class _Elided:
+    def __repr__(self) -> str:
+        return "..."
+
+
+def _shown(default: Any) -> Any:
+    """A default as the title shows it: `os.environ` or a path of this machine would tell about its owner."""
+    if default is inspect.Parameter.empty or isinstance(default, (int, float, complex, bytes, type(None), type)):
+        return default
+    if isinstance(default, str):
+        return _Elided() if Path(default).is_absolute() and len(default) > 1 else default
+    if isinstance(default, (tuple, frozenset)) and all(_shown(item) is item for item in default):
+        return default
+    return _Elided()

@@ -76,8 +76,9 @@ class Corpus:
                 counts.empty_documents += 1
             yield document
         if not counts.documents:
+            notes = "".join(f"; {note}" for note in counts.warnings())
             raise CorpusError(
-                f"{self.path}: no documents found; supported: {', '.join(sorted(_SUFFIXES))}, .gz of these"
+                f"{self.path}: no documents found; supported: {', '.join(sorted(_SUFFIXES))}, .gz of these{notes}"
             )
         self.counts = counts
 
@@ -114,7 +115,8 @@ class Corpus:
             yield from self._read_file(self.path, self.path.name)
 
     def _read_or_skip(self, path: Path, name: str, counts: CorpusCounts) -> Iterator[tuple[Document, str]]:
-        if suffix_of(path) not in _SUFFIXES:
+        packed = path.suffix.lower() == ".gz" and suffix_of(path) in rich.SUFFIXES
+        if packed or suffix_of(path) not in _SUFFIXES:
             counts.skipped_files[suffix_of(path)] += 1
             return
         try:

@@ -1,7 +1,10 @@
 """HTML, PDF and Word files through their own libraries (extra `documents`): one document per file."""
 
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from lm_retrieval.artifacts import storage_errors
 from lm_retrieval.corpus.files import suffix_of
@@ -22,7 +25,7 @@ def read(path: Path, *, name: str) -> Iterator[tuple[Document, str]]:
             title, text = _CONVERTERS[suffix](path)
     except ImportError as error:
         raise MissingExtraError(f"reading {suffix} files", extra="documents") from error
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
         raise CorpusError(f"{path}: cannot be converted to text ({error}); remove or repair it") from error
     yield Document(name, title, text), name
 
@@ -56,7 +59,16 @@ def _docx(path: Path) -> tuple[str, str]:
         document = docx.Document(str(path))
     except PackageNotFoundError as error:
         raise ValueError(str(error)) from error
-    return document.core_properties.title or "", "\n".join(paragraph.text for paragraph in document.paragraphs)
+    return document.core_properties.title or "", "\n".join(_docx_lines(document))
+
+
+def _docx_lines(document: Any) -> Iterator[str]:
+    """Paragraphs and the rows of tables, in reading order."""
+    for block in document.iter_inner_content():
+        if hasattr(block, "rows"):
+            yield from (" | ".join(cell.text for cell in row.cells) for row in block.rows)
+        else:
+            yield block.text
 
 
 _CONVERTERS: dict[str, Callable[[Path], tuple[str, str]]] = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm_retrieval.corpus.files import open_text, suffix_of
+from lm_retrieval.corpus.files import open_binary, open_text, suffix_of
 from lm_retrieval.errors import CorpusError
 from lm_retrieval.records import Document
 
@@ -25,7 +25,7 @@ def read(path: Path, *, name: str, encoding: str, text_column: str | None = None
     Raises:
         CorpusError: broken rows, or no column that holds text; the message names file, line and columns.
     """
-    for row, place, number in _rows(path, encoding):
+    for row, place, number in _rows(path, encoding, text_column):
         text_name = _pick(row, (text_column,) if text_column else TEXT_COLUMNS)
         title_name = _pick(row, TITLE_COLUMNS)
         if text_name is None and (title_name is None or text_column):
@@ -52,20 +52,20 @@ def read_jsonl(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[dict[st
             place = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CorpusError(f"{place}: broken JSON ({error}); every line must be one JSON object") from error
             if not isinstance(row, dict):
                 raise CorpusError(f"{place}: a JSON object is needed, found {type(row).__name__}")
             yield row, place
 
 
-def _rows(path: Path, encoding: str) -> Iterator[tuple[Mapping[str, Any], str, int]]:
+def _rows(path: Path, encoding: str, text_column: str | None) -> Iterator[tuple[Mapping[str, Any], str, int]]:
     match suffix_of(path):
         case ".jsonl":
             for number, (row, place) in enumerate(read_jsonl(path, encoding=encoding), start=1):
                 yield row, place, number
         case ".parquet":
-            yield from _parquet_rows(path)
+            yield from _parquet_rows(path, text_column)
         case suffix:
             yield from _delimited_rows(path, encoding, "\t" if suffix == ".tsv" else ",")
 
@@ -82,24 +82,28 @@ def _delimited_rows(path: Path, encoding: str, delimiter: str) -> Iterator[tuple
                     raise CorpusError(f"{place}: a row with more or fewer fields than the header's {count}")
                 yield row, place, number
         except csv.Error as error:
-            raise CorpusError(f"{path}, line {reader.line_num}: broken row ({error}); check its quotes") from error
+            place = f"{path}, line {reader.reader.line_num}"
+            raise CorpusError(f"{place}: broken row ({error}); check its quotes") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str, int]]:
+def _parquet_rows(path: Path, text_column: str | None) -> Iterator[tuple[Mapping[str, Any], str, int]]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            names = set(ID_COLUMNS + TITLE_COLUMNS + TEXT_COLUMNS)
-            columns = [name for name in table.schema_arrow.names if name in names] or table.schema_arrow.names
-            number = 0
-            for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield row, f"{path}, row {number}", number
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowException) as error:
-        raise CorpusError(f"{path}: not a readable Parquet file ({error}); write it again") from error
+    text_names = {text_column} if text_column else set(TEXT_COLUMNS)
+    with open_binary(path) as stream:
+        try:
+            with pyarrow.parquet.ParquetFile(stream) as table:
+                found = table.schema_arrow.names
+                wanted = text_names.union(ID_COLUMNS, TITLE_COLUMNS) if text_names & set(found) else set(found)
+                number = 0
+                for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[n for n in found if n in wanted]):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield row, f"{path}, row {number}", number
+        except (pyarrow.ArrowException, OSError) as error:  # damaged pages are an OSError
+            reason = " ".join(str(error).split())
+            raise CorpusError(f"{path}: not a readable Parquet file ({reason}); write it again") from error
 
 
 def _pick(row: Mapping[str, Any], names: tuple[str | None, ...]) -> str | None:
@@ -110,4 +114,5 @@ def _text(row: Mapping[str, Any], name: str | None, place: str) -> str:
     value = "" if name is None or row[name] is None else row[name]
     if not isinstance(value, str):
         raise CorpusError(f"{place}: column '{name}' holds {type(value).__name__}, text is needed")
-    return value
+    # JSON can hold half a surrogate pair, which no text can
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -9,7 +9,7 @@ from lm_retrieval.records import Document
 
 SUFFIXES = frozenset((".txt", ".md", ".rst"))
 
-_MARKDOWN_TITLE = re.compile(r"\A\s*#\s+(?P<title>[^\n]+?)\s*#*\s*(?:\n|\Z)")
+_MARKDOWN_TITLE = re.compile(r"\A\s*#[ \t]+(?P<title>\S[^\n]*)(?:\n|\Z)")
 _RST_TITLE = re.compile(r"\A\s*(?:([=\-~^\"'#*+])\1{2,}\n)?(?P<title>[^\n]+)\n([=\-~^\"'#*+])\3{2,}\s*(?:\n|\Z)")
 
 
@@ -19,6 +19,13 @@ def read(path: Path, *, name: str, encoding: str) -> Iterator[tuple[Document, st
     heading = {".md": _MARKDOWN_TITLE, ".rst": _RST_TITLE}.get(suffix_of(path))
     match = heading.match(text) if heading else None
     if match:
-        yield Document(name, match["title"].strip(), text[match.end() :].strip("\n")), name
+        yield Document(name, _title(match["title"]), text[match.end() :].strip("\n")), name
     else:
         yield Document(name, "", text), name
+
+
+def _title(heading: str) -> str:
+    """A heading without the marks that may close it: `Title ##`, but not `C#`."""
+    title = heading.strip()
+    bare = title.rstrip("#")
+    return bare.rstrip() if bare[-1:].isspace() else title
