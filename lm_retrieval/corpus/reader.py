@@ -60,16 +60,17 @@ class Corpus:
             CorpusError: nothing to read, unreadable content, or an id that was used before (both places are named).
         """
         counts = CorpusCounts()
-        places: dict[str, str] = {}
-        texts: set[bytes] = set()
+        ids: set[int] = set()
+        texts: set[int] = set()
         for document, place in self._read(counts):
-            earlier = places.setdefault(document.doc_id, place)
-            if earlier is not place:
-                raise CorpusError(f"{place}: document id '{document.doc_id}' was already used in {earlier}")
+            digest = _digest(document.doc_id)
+            if digest in ids:
+                self._refuse_repeated_id(document.doc_id, place)
+            ids.add(digest)
             counts.documents += 1
             counts.characters += len(document.content)
             if document.content.strip():
-                digest = hashlib.blake2b(document.content.encode(errors="replace"), digest_size=8).digest()
+                digest = _digest(document.content)
                 counts.duplicate_texts += digest in texts
                 texts.add(digest)
             else:
@@ -94,6 +95,12 @@ class Corpus:
     def splits(self) -> list[str]:
         """Splits with judgments; empty for a corpus without any."""
         return beir.list_splits(self.path) if self.judged else []
+
+    def _refuse_repeated_id(self, doc_id: str, place: str) -> None:
+        """Reads again to name the first place: remembering every place would cost more memory than the ids do."""
+        earlier = next(found for document, found in self._read(CorpusCounts()) if document.doc_id == doc_id)
+        if earlier != place:
+            raise CorpusError(f"{place}: document id '{doc_id}' was already used in {earlier}")
 
     def _beir_folder(self) -> Path:
         if not self.judged:
@@ -138,6 +145,11 @@ class Corpus:
 
 
 _SUFFIXES = text.SUFFIXES | tables.SUFFIXES | rich.SUFFIXES
+
+
+def _digest(text: str) -> int:
+    """64 bits that stand for a text: a set of them is a small fraction of the texts."""
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
 def open_corpus(path: Path | str, *, encoding: str = "utf-8", text_column: str | None = None) -> Corpus:
