@@ -9,6 +9,7 @@ benchmarks/results/quality.json and prints the Markdown table.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,13 +26,20 @@ RESULTS = Path(__file__).parent / "results" / "quality.json"
 @click.option("--encoder", "encoders", multiple=True)
 @click.option("--postprocess", "postprocesses", multiple=True, default=["none", "center", "whiten"])
 @click.option("--split", default="test")
-def main(collections: tuple[Path, ...], encoders: tuple[str, ...], postprocesses: tuple[str, ...], split: str) -> None:
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="of the encoders' arithmetic"
+)
+def main(
+    collections: tuple[Path, ...], encoders: tuple[str, ...], postprocesses: tuple[str, ...], split: str, dtype: Any
+) -> None:
     """Evaluates every collection and prints one table."""
     configure_torch()
     comparisons = []
     for path in collections:
         variants = [
-            pair for name in encoders for pair in encoder_variants(find_checkpoint(name), postprocesses=postprocesses)
+            pair
+            for name in encoders
+            for pair in encoder_variants(find_checkpoint(name), postprocesses=postprocesses, dtype=dtype)
         ]
         comparisons.append(compare_systems(open_corpus(path), split=split, encoders=variants))
         click.echo(f"{path.name} done", err=True)

@@ -16,6 +16,7 @@ from lm_retrieval.index.lexical import LexicalIndex
 from lm_retrieval.index.lsi import LsiIndex
 from lm_retrieval.progress import progress
 from lm_retrieval.records import Query, Run
+from lm_retrieval.runtime import Precision
 from lm_retrieval.search import Searcher
 
 DEPTH = 1000
@@ -118,7 +119,7 @@ def compare_systems(
 
 
 def encoder_variants(
-    checkpoint: Path, *, postprocesses: Sequence[str] = (), device: str = "auto"
+    checkpoint: Path, *, postprocesses: Sequence[str] = (), device: str = "auto", dtype: Precision = "float32"
 ) -> list[tuple[str, Encoder]]:
     """The encoder of a checkpoint as configured, or once for each of `none`, `center`, `whiten` that is asked for.
 
@@ -128,13 +129,13 @@ def encoder_variants(
         CheckpointError: the folder is missing or damaged.
     """
     if not postprocesses:
-        encoder = Encoder.load(checkpoint, device=device)
+        encoder = Encoder.load(checkpoint, device=device, dtype=dtype)
         return [(encoder.name, encoder)]
     stored = read_config(checkpoint).encoder
     variants = []
     for postprocess in postprocesses:
         config = stored.model_copy(update={"postprocess": postprocess})
-        encoder = Encoder.load(checkpoint, device=device, config=config)
+        encoder = Encoder.load(checkpoint, device=device, dtype=dtype, config=config)
         variants.append((f"{encoder.name}+{postprocess}" if postprocess != "none" else encoder.name, encoder))
     return variants
 

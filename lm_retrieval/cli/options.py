@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,9 +84,8 @@ def echo_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, left: i
         table.add_column(header, justify="left" if place < left else "right", overflow="fold", no_wrap=place >= left)
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
     # a pipe has no width: tables must not be squeezed into 80 columns there
-    console.print(table, width=None if console.is_terminal else 160, soft_wrap=False)
+    Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def echo_facts(facts: Iterable[tuple[str, object]]) -> None:

@@ -93,8 +93,8 @@ def _calculate(measures: list[Any], qrels: dict[str, dict[str, int]], run: dict[
 
 def _ranks(scores: Mapping[str, float]) -> dict[str, float]:
     """Scores without ties in trec_eval's order: of ir-measures' providers only trec_eval itself breaks ties so."""
-    by_id = sorted(scores, reverse=True)
-    ordered = sorted(by_id, key=lambda doc_id: -np.float32(scores[doc_id]))
+    single = dict(zip(scores, np.fromiter(scores.values(), np.float32, len(scores)).tolist(), strict=True))
+    ordered = sorted(sorted(scores, reverse=True), key=single.__getitem__, reverse=True)
     return {doc_id: -float(rank) for rank, doc_id in enumerate(ordered)}
 
 
