@@ -14,10 +14,10 @@ TEST_PROCESSES ?= 2
 
 demo: $(VENV)/.core
 	$(LMR) corpus build python-docs
-	@test -f $(DEMO)/manifest.json || { set -x; $(LMR) train configs/lstm.toml --corpus corpora/python-docs \
+	@test -f $(DEMO)/.complete || { set -x; rm -rf $(DEMO); $(LMR) train configs/lstm.toml --corpus corpora/python-docs \
 	    --output $(DEMO) --max-time 100s --set training.eval_interval_steps=100 \
-	    --set training.warmup_steps=30 --set training.batch_size=32; }
-	$(LMR) embed corpora/python-docs --encoder demo-lstm
+	    --set training.warmup_steps=30 --set training.batch_size=32 && touch $(DEMO)/.complete; }
+	$(LMR) embed corpora/python-docs --encoder demo-lstm --output indexes/demo
 	@for question in "merge two dictionaries" "remove duplicate lines from a sorted file" \
 	    "run a program and read its output"; do \
 	    echo; echo "lmr search \"$$question\" -k 3"; $(LMR) search "$$question" -k 3; done

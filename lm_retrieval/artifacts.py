@@ -78,7 +78,7 @@ def _umask() -> int:
 def replace_folder(source: Path, target: Path) -> None:
     """Moves the finished folder `source` to `target`, taking away what was there before."""
     with storage_errors(target):
-        old = target.with_name(f".{target.name}.old")
+        old = _old_name(target)
         if old.exists():
             shutil.rmtree(old)
         if target.exists():
@@ -93,6 +93,17 @@ def replace_folder(source: Path, target: Path) -> None:
             shutil.rmtree(old)
 
 
+def recover_folder(target: Path) -> None:
+    """Puts back what a kill in the middle of `replace_folder` left under another name."""
+    with storage_errors(target):
+        if not target.exists() and _old_name(target).exists():
+            _old_name(target).rename(target)
+
+
+def _old_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
 @contextlib.contextmanager
 def folder_lock(path: Path) -> Iterator[None]:
     """Lets one process at a time write `path`; the kernel releases the lock even after kill -9.
@@ -100,6 +111,7 @@ def folder_lock(path: Path) -> Iterator[None]:
     Raises:
         StorageError: another process is writing the same folder.
     """
+    path = path.resolve()
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock_path = path.with_name(f".{path.name}.lock")

@@ -4,11 +4,13 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 from lm_retrieval.checkpoint import WEIGHTS_NAME, Checkpoint
+from lm_retrieval.errors import CheckpointError
 from lm_retrieval.generation import GenerationConfig, generate
 from lm_retrieval.perplexity import perplexity
 from lm_retrieval.runtime import configure_torch, peak_memory_bytes
@@ -67,7 +69,10 @@ def compare_models(paths: Sequence[Path], *, texts: Sequence[str], prompt: str =
     for path in paths:
         # a fresh process: its peak memory is this model's
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            rows.append(pool.submit(_measure, path, list(texts), prompt).result())
+            try:
+                rows.append(pool.submit(_measure, path, list(texts), prompt).result())
+            except BrokenProcessPool as error:
+                raise CheckpointError(f"{path}: measuring ended abruptly, most likely for want of memory") from error
     return rows
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from lm_retrieval.checkpoint import read_config
 from lm_retrieval.corpus import Corpus
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.errors import CorpusError
+from lm_retrieval.errors import ConfigError, CorpusError
 from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES, Evaluation, evaluate
 from lm_retrieval.index.builder import build_index
 from lm_retrieval.index.lexical import LexicalIndex
@@ -90,6 +90,9 @@ def compare_systems(
         CorpusError: no queries or judgments, or judged queries without a text.
         EvaluationError: see `evaluate`.
     """
+    names = [name for name, _ in encoders]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two encoders have one name ({', '.join(names)}); rename a checkpoint folder")
     documents = list(corpus.documents())
     known = {document.doc_id for document in documents}
     judged = corpus.qrels(split)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 THREADS_VARIABLE = "LMR_THREADS"
+_configured = False
 
 
 def available_cores() -> int:
@@ -44,10 +45,13 @@ def thread_count(requested: int | None = None) -> int:
 
 
 def configure_torch(threads: int | None = None) -> None:
-    """Gives torch its threads. Call once, before the first model is loaded."""
+    """Gives torch its threads; without a number only the first call does anything."""
     import torch
 
-    torch.set_num_threads(thread_count(threads))
+    global _configured
+    if threads is not None or not _configured:
+        torch.set_num_threads(thread_count(threads))
+        _configured = True
 
 
 def resolve_device(name: str = "auto") -> "torch.device":
@@ -64,8 +68,10 @@ def resolve_device(name: str = "auto") -> "torch.device":
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device '{name}' is unknown; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' is not available here; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device '{name}' is not supported; use auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device '{name}' is not available here; use --device cpu")
     return device
 
 

@@ -178,7 +178,7 @@ class Searcher:
     def _dense(self, queries: Sequence[str], k: int) -> list[dict[str, float]]:
         rankings: list[dict[str, float]] = []
         for start in range(0, len(queries), _BATCH_QUERIES):
-            vectors = self.encoder.encode(list(queries[start : start + _BATCH_QUERIES]))
+            vectors = self.encoder.encode(list(queries[start : start + _BATCH_QUERIES]), normalize_embeddings=True)
             rankings += self._best_chunks(vectors, k)
         return rankings
 

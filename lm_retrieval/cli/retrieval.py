@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("corpus", type=PATH)
-@click.option("--encoder", help="Checkpoint to encode with.  [default: a small LSTM, trained on the corpus first]")
+@click.option(
+    "--encoder",
+    help="Checkpoint.  [default: that of the existing index, else a small LSTM trained on the corpus first]",
+)
 @click.option("--output", type=PATH, help="Index folder.  [default: indexes/CORPUS]")
 @click.option("--factory", help='FAISS index, for example "Flat", "HNSW32", "IVF256,PQ32".  [default: by size]')
 @click.option(
@@ -48,9 +51,14 @@ def embed(
     from lm_retrieval.index.builder import build_index
 
     opened = open_corpus(corpus, encoding=encoding, text_column=text_column)
-    folder = find_checkpoint(encoder) if encoder else _encoder_of(opened, device)
-    config = read_config(folder).encoder.model_copy(update={"postprocess": postprocess}) if postprocess else None
     target = output or Path("indexes") / opened.name
+    own = target / "encoder"
+    if encoder:
+        folder = find_checkpoint(encoder)
+    else:
+        # an index that is brought up to date keeps its encoder
+        folder = own if own.is_dir() and not rebuild else _encoder_of(opened, device)
+    config = read_config(folder).encoder.model_copy(update={"postprocess": postprocess}) if postprocess else None
     report = build_index(
         opened,
         encoder=Encoder.load(folder, device=device, config=config),

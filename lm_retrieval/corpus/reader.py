@@ -1,11 +1,13 @@
 """A corpus: any folder or file of text, read as a stream of documents with unique ids."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lm_retrieval.artifacts import MANIFEST_NAME
 from lm_retrieval.corpus import beir, rich, tables, text
 from lm_retrieval.corpus.files import suffix_of
 from lm_retrieval.errors import CorpusError, MissingExtraError
@@ -23,6 +25,9 @@ class CorpusCounts:
     skipped_files: Counter[str] = field(default_factory=Counter)
     """Files of formats that cannot be read here, by suffix."""
 
+    own_folders: int = 0
+    """Checkpoints and indexes inside the corpus, which are passed over."""
+
     def warnings(self) -> list[str]:
         """One sentence for each thing a user should know."""
         notes = []
@@ -30,6 +35,8 @@ class CorpusCounts:
             notes.append(f"{self.empty_documents} empty documents (kept; a search cannot find them)")
         if self.duplicate_texts:
             notes.append(f"{self.duplicate_texts} documents repeat the text of an earlier one (kept)")
+        if self.own_folders:
+            notes.append(f"{self.own_folders} checkpoint and index folders inside the corpus skipped")
         for suffix, count in sorted(self.skipped_files.items()):
             hint = "; pip install 'lm_retrieval[documents]' reads them" if suffix in rich.SUFFIXES else ""
             notes.append(f"{count} files skipped: format '{suffix or 'no suffix'}' is not text{hint}")
@@ -114,12 +121,25 @@ class Corpus:
             name = "corpus.jsonl" if (self.path / "corpus.jsonl").is_file() else "corpus.jsonl.gz"
             yield from self._read_file(self.path / name, name)
         elif self.path.is_dir():
-            for path in sorted(self.path.rglob("*")):
-                relative = path.relative_to(self.path)
-                if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-                    yield from self._read_or_skip(path, relative.as_posix(), counts)
+            for path in self._files(self.path, counts):
+                # a file name that is not UTF-8 has no form as an id otherwise
+                name = os.fsencode(path.relative_to(self.path).as_posix()).decode("utf-8", "replace")
+                yield from self._read_or_skip(path, name, counts)
         else:
             yield from self._read_file(self.path, self.path.name)
+
+    def _files(self, folder: Path, counts: CorpusCounts) -> Iterator[Path]:
+        """Visible files in sorted order; folders that `lmr` wrote are no text of the user's."""
+        if folder != self.path and _written_by_lmr(folder):
+            counts.own_folders += 1
+            return
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if path.is_dir():
+                yield from self._files(path, counts)
+            elif path.is_file():
+                yield path
 
     def _read_or_skip(self, path: Path, name: str, counts: CorpusCounts) -> Iterator[tuple[Document, str]]:
         packed = path.suffix.lower() == ".gz" and suffix_of(path) in rich.SUFFIXES
@@ -145,6 +165,14 @@ class Corpus:
 
 
 _SUFFIXES = text.SUFFIXES | tables.SUFFIXES | rich.SUFFIXES
+
+
+def _written_by_lmr(folder: Path) -> bool:
+    """A checkpoint or index, finished or in the making."""
+    if (folder / "tokenizer.model").is_file() or (folder / "vectors.faiss").is_file():
+        return True
+    manifest = folder / MANIFEST_NAME
+    return manifest.is_file() and b'"lm_retrieval_version"' in manifest.read_bytes()[:4096]
 
 
 def _digest(text: str) -> int:

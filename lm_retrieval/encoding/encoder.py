@@ -243,6 +243,8 @@ class Encoder:
                 tensors["matrix"] = self.transform.matrix
             with atomic_file(folder / TRANSFORM_NAME, "wb") as stream:
                 stream.write(save(tensors))
+        else:
+            (folder / TRANSFORM_NAME).unlink(missing_ok=True)
         facts = ("kind", "format_version", "lm_retrieval_version", "weights_sha256")
         save_checkpoint(
             folder,

@@ -19,6 +19,7 @@ import numpy as np
 from lm_retrieval.artifacts import (
     folder_lock,
     read_manifest,
+    recover_folder,
     replace_folder,
     storage_errors,
     write_json,
@@ -106,7 +107,9 @@ def build_index(
         MismatchError: the existing index was built with another encoder and `rebuild` is not set.
         ConfigError, CorpusError, StorageError: see their messages; an existing index stays as it was.
     """
+    output = output.resolve()
     with folder_lock(output):
+        recover_folder(output)
         return _Build(corpus, encoder, output, factory, rebuild, shard_chunks).run()
 
 
@@ -117,6 +120,7 @@ def rebuild_vectors(folder: Path, *, factory: str) -> BuildReport:
         IndexFormatError: `folder` is not an index, or a shard is damaged.
         ConfigError: FAISS cannot build that factory.
     """
+    folder = folder.resolve()
     with folder_lock(folder):
         manifest = read_manifest(folder, kind=KIND, error=IndexFormatError)
         store = Store(folder)
@@ -145,7 +149,9 @@ class _Build:
         self.report = BuildReport()
         self._clock = _Clock(self.report)
         self.earlier: Store | None = None
-        if output.exists() and not rebuild:
+        if rebuild:
+            _refuse_foreign(output)
+        elif output.is_dir() and any(output.iterdir()):
             manifest = self._check_earlier(encoder)
             self.earlier = Store(output)
             # a factory that somebody chose stays; one chosen by size is chosen anew
@@ -164,10 +170,10 @@ class _Build:
             _build_vectors(self.staging, store, self.encoder.dim, report)
         with self._clock("bm25"), storage_errors(self.staging):
             LexicalIndex.build(document.content for document in store.documents()).save(self.staging / LEXICAL_NAME)
-        with storage_errors(self.staging):
-            (self.staging / _PLAN_NAME).unlink()
         write_manifest(self.staging, kind=KIND, content=self._facts())
         replace_folder(self.staging, self.output)
+        with storage_errors(self.output):
+            (self.output / _PLAN_NAME).unlink()
         return report
 
     def _facts(self) -> dict[str, Any]:
@@ -198,8 +204,8 @@ class _Build:
         manifest = read_manifest(self.output, kind=KIND, error=IndexFormatError)
         if not _same_encoder(manifest, encoder):
             raise MismatchError(
-                f"{self.output}: built with encoder '{manifest['encoder']}', which is not the given '{encoder.name}'; "
-                "add --rebuild to encode everything again, or choose another --output"
+                f"{self.output}: built with encoder '{manifest['encoder']}', which is not the given '{encoder.name}' "
+                "(or has other encoder settings); add --rebuild to encode everything again, or choose another --output"
             )
         return manifest
 
@@ -211,6 +217,7 @@ class _Build:
             "encoder_fitted": encoder.fingerprint if encoder.fitted else None,
             "shard_chunks": self.shard_chunks,
             "earlier": self.earlier is not None,
+            "corpus": str(self.corpus.path.resolve()),
         }
         if self._plan() != plan:
             with storage_errors(self.staging):
@@ -327,7 +334,7 @@ class _Build:
         ]
         fresh = [chunk.token_ids for old, pieces in zip(known, chunks, strict=True) if old is None for chunk in pieces]
         with self._clock("encode"):
-            encoded = self.encoder.encode_tokens(fresh)
+            encoded = self.encoder.encode_tokens(fresh, normalize_embeddings=True)
         self.report.encoded += len(fresh)
         parts, place = [np.zeros((0, self.encoder.dim), np.float32)], 0
         for old, pieces in zip(known, chunks, strict=True):
@@ -381,10 +388,17 @@ def _matches(finished: Store, number: int, documents: list[Document], hashes: li
     return known == hashes and doc_ids == [document.doc_id for document in documents]
 
 
+def _refuse_foreign(output: Path) -> None:
+    """A rebuild replaces the folder: it must be an index (a damaged one will do), or empty."""
+    ours = any((output / name).exists() for name in (VECTORS_NAME, ENCODER_NAME, CHUNKS_NAME))
+    if output.is_dir() and any(output.iterdir()) and not ours:
+        raise IndexFormatError(f"{output}: not an index, and not empty; choose another --output")
+
+
 def check_encoder(manifest: dict[str, Any], encoder: Encoder, *, folder: Path) -> None:
     """Raises MismatchError unless the index was built with this encoder."""
     if not _same_encoder(manifest, encoder):
         raise MismatchError(
-            f"{folder}: built with encoder '{manifest['encoder']}', not with '{encoder.name}'; "
+            f"{folder}: built with encoder '{manifest['encoder']}', not with '{encoder.name}' or its present settings; "
             f"build it again with `lmr embed CORPUS --encoder {encoder.checkpoint.path} --output {folder} --rebuild`"
         )

@@ -67,24 +67,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 picked = targets[rows, None]
                 norm = torch.logsumexp(logits, dim=1, keepdim=True)  # (C, 1)
                 total += (norm - logits.gather(1, picked)).sum()
-                # in place: the scores become the gradient of the mean loss
+                # in place: the scores become the gradient of the summed loss; dividing by the count waits until the
+                # gradients are float32 again, or float16 would lose the small ones
                 grad = logits.sub_(norm).exp_()
                 grad.scatter_add_(1, picked, grad.new_full(picked.shape, -1.0))
-                grad /= count
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
                 cast_grad = grad.to(dtype)
                 grad_hidden[rows] = (cast_grad @ cast_weight).to(hidden.dtype)
                 grad_weight += (cast_grad.T @ chunk).float()
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.count = count
         return total / count
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        scale = grad_outputs[0]
+        scale = grad_outputs[0] / ctx.count
         grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
         return (
-            grad_hidden * scale.to(grad_hidden.dtype),
+            (grad_hidden.float() * scale).to(grad_hidden.dtype),
             grad_weight * scale,
             None if grad_bias is None else grad_bias * scale,
             None,

@@ -75,10 +75,14 @@ def split_documents(
     """
     train, held_out = StreamWriter(folder / "train.bin", tokenizer), StreamWriter(folder / "valid.bin", tokenizer)
     for document in documents:
-        share = int.from_bytes(hashlib.blake2b(document.doc_id.encode(), digest_size=4).digest(), "big") / 2**32
+        share = (
+            int.from_bytes(hashlib.blake2b(document.doc_id.encode(errors="replace"), digest_size=4).digest(), "big")
+            / 2**32
+        )
         (held_out if share < validation_fraction else train).write(document.content)
     streams = train.close(), held_out.close()
-    if min(len(stream.token_ids) for stream in streams) * 50 >= validation_fraction * len(streams[0].token_ids):
+    sizes = [len(stream.token_ids) for stream in streams]
+    if min(sizes) * 50 >= validation_fraction * sum(sizes):
         return streams
     larger, smaller = sorted(streams, key=lambda stream: -len(stream.token_ids))
     return _split_tail(larger, smaller, validation_fraction)

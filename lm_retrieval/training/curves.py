@@ -15,7 +15,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with storage_errors(path):
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").split("\n")
+    # a run that was killed, or a full disk, may have left half a line at the end
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def draw_curves(folder: Path) -> None:

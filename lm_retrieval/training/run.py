@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 
-from lm_retrieval.artifacts import atomic_file, folder_lock, storage_errors, write_json
+from lm_retrieval.artifacts import atomic_file, folder_lock, sha256_bytes, write_json
 from lm_retrieval.checkpoint import (
     CONFIG_NAME,
     TOKENIZER_NAME,
@@ -83,6 +84,8 @@ def train(
         ConfigError, CorpusError, TrainingError, MismatchError, StorageError: see their messages.
     """
     with folder_lock(output) if _rank() == 0 else _nothing(), _process_group(device):
+        if start is not None:
+            config = config.model_copy(update={"model": start.config.model})
         if resume:
             start, tokenizer = None, _saved_tokenizer(output)
             _check_same(read_config(output), config, output)
@@ -92,7 +95,6 @@ def train(
             )
         if start is not None:
             tokenizer = start.tokenizer
-            config = config.model_copy(update={"model": start.config.model})
         seed_everything(config.training.seed + _rank())
         with _rank_zero_first():
             tokenizer = tokenizer or _shared_tokenizer(corpus, config, output)
@@ -145,9 +147,8 @@ def _run(
         max_tokens=settings.eval_max_tokens,
         carry_state=settings.carry_state,
     )
-    if _rank() == 0 and not resume:
-        with storage_errors(output):
-            output.mkdir(parents=True, exist_ok=True)
+    if _rank() == 0:
+        # also when resuming: budgets and encoder settings may have changed
         write_json(output / CONFIG_NAME, config.model_dump(mode="json"))
         tokenizer.save(output / TOKENIZER_NAME)
     logger.info(
@@ -178,7 +179,7 @@ def _run(
         batches=batches,
         config=settings,
         folder=output,
-        data_fingerprint=training.fingerprint,
+        data_fingerprint=sha256_bytes(training.fingerprint.encode(), held_out.fingerprint.encode()),
         on_save=complete,
         sample=lambda: _sample(model, tokenizer, config),
         should_stop=should_stop,
@@ -277,7 +278,9 @@ def _rank() -> int:
 
 def _local_device(name: str) -> torch.device:
     device = resolve_device(name)
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
+    if device.type != "cuda" or ":" in name:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @contextmanager
@@ -290,7 +293,11 @@ def _process_group(device: str) -> Iterator[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    torch.distributed.init_process_group("nccl" if resolve_device(device).type == "cuda" else "gloo")
+    on_gpu = resolve_device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(_local_device(device))
+    # the others wait while process 0 reads and tokenizes the corpus, which may take long
+    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=12))
     try:
         yield
     finally:

@@ -189,8 +189,7 @@ class Trainer:
         if not math.isfinite(loss) or (not math.isfinite(norm) and not self.scaler.is_enabled()):
             raise TrainingError(
                 f"step {position.step + 1}: the loss is no longer a finite number (loss {loss}, gradient norm {norm}); "
-                f"the checkpoint in {self.folder} is from before; go on from it with --resume and a lower "
-                "training.learning_rate"
+                f"{self._way_back()} a lower training.learning_rate"
             )
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -199,6 +198,11 @@ class Trainer:
         position.tokens += self.batches.tokens_per_step
         self._window.append((time.monotonic(), position.tokens, loss))
         self._current = {"learning_rate": rate, "gradient_norm": norm}
+
+    def _way_back(self) -> str:
+        if (self.folder / TRAINER_STATE_NAME).is_file():
+            return f"the checkpoint in {self.folder} is from before; go on from it with --resume and"
+        return "nothing was saved yet; start again with"
 
     def _micro_step(self, wrapped: torch.nn.Module, place: int, rows: Tensor) -> float:
         """Adds one micro-batch's gradients and returns its share of the step's loss."""
@@ -254,10 +258,11 @@ class Trainer:
     def _evaluate(self) -> None:
         position = self.position
         evaluation: Evaluation = self.objective.evaluate()
-        better = evaluation.loss < position.best_loss
+        loss = self._agree_max(evaluation.loss)
+        better = loss < position.best_loss
         position.evaluations_without_gain = 0 if better else position.evaluations_without_gain + 1
         if better:
-            position.best_loss, position.best_step = evaluation.loss, position.step
+            position.best_loss, position.best_step = loss, position.step
         self._last_metrics = {"validation_loss": evaluation.loss, **evaluation.metrics}
         if self.rank != 0:
             return
@@ -276,7 +281,8 @@ class Trainer:
     def _log_step(self, advance: Advance) -> None:
         (first_time, first_tokens, _), (last_time, last_tokens, _) = self._window[0], self._window[-1]
         rate = (last_tokens - first_tokens) / max(1e-9, last_time - first_time)
-        loss = sum(item[2] for item in self._window) / len(self._window)
+        recent = self._window[-self.config.log_interval_steps :]
+        loss = sum(item[2] for item in recent) / len(recent)
         if self.world_size > 1:
             shared = torch.tensor(loss, dtype=torch.float64, device=self.device)
             torch.distributed.all_reduce(shared)
@@ -294,16 +300,24 @@ class Trainer:
                     "elapsed_seconds": round(self.position.elapsed_seconds, 2),
                 }
             )
-        self._window.clear()
+        self._window = self._window[-1:]  # the next rate is measured from here
 
     def _append(self, record: dict[str, Any]) -> None:
         path = self.folder / METRICS_NAME
         with storage_errors(path), path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(record) + "\n")
 
     # --- saving and resuming ---------------------------------------------------------------------------------------
 
     def _save(self) -> None:
+        mine = {
+            "states": self.states,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+        }
+        ranks = [mine] * self.world_size
+        if self.world_size > 1:
+            torch.distributed.all_gather_object(ranks, mine)
         if self.rank != 0:
             return
         model = self.objective.model
@@ -315,9 +329,7 @@ class Trainer:
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "states": self.states,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "ranks": ranks,
             "data_fingerprint": self.data_fingerprint,
             "world_size": self.world_size,
             "window": self._window,
@@ -337,7 +349,7 @@ class Trainer:
             self.position = Position(**state["position"])
             self.objective.load_state_dict(state["objective"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, KeyError, TypeError, ValueError, EOFError, OSError) as error:
+        except Exception as error:  # a damaged file can raise anything
             raise CheckpointError(
                 f"{path}: damaged or of another model ({error}); train again without --resume"
             ) from error
@@ -351,14 +363,15 @@ class Trainer:
                 "resume with the same number"
             )
         self.scaler.load_state_dict(state["scaler"])
+        mine = state["ranks"][self.rank]
         self.states = [
-            None if part is None else tuple(tensor.to(self.device) for tensor in part) for part in state["states"]
+            None if part is None else tuple(tensor.to(self.device) for tensor in part) for part in mine["states"]
         ]
         # the clock of the process that was saved means nothing here
         self._window = [(time.monotonic(), tokens, loss) for _, tokens, loss in state["window"]]
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"]:
-            torch.cuda.set_rng_state_all(state["random_cuda"])
+        torch.set_rng_state(mine["random"])
+        if mine["random_cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(mine["random_cuda"], self.device)
         if self.rank == 0:
             self._truncate_metrics()
 
@@ -367,7 +380,8 @@ class Trainer:
         path = self.folder / METRICS_NAME
         if not path.is_file():
             return
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= self.position.step]
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["step"] <= self.position.step]
         with atomic_file(path) as stream:
             stream.writelines(f"{line}\n" for line in kept)
 
