@@ -18,8 +18,7 @@ demo: $(VENV)/.core
 	    --output $(DEMO) --max-time 100s --set training.eval_interval_steps=100 \
 	    --set training.warmup_steps=30 --set training.batch_size=32 && touch $(DEMO)/.complete; }
 	$(LMR) embed corpora/python-docs --encoder demo-lstm --output indexes/demo
-	@for question in "merge two dictionaries" "remove duplicate lines from a sorted file" \
-	    "run a program and read its output"; do \
+	@for question in "create a temporary directory" "read a json file into a dict" "n largest elements of a list"; do \
 	    echo; echo "lmr search \"$$question\" -k 3"; $(LMR) search "$$question" -k 3; done
 	$(LMR) evaluate corpora/python-docs --encoder demo-lstm --quiet
 	@echo

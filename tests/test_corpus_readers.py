@@ -692,3 +692,28 @@ def test_queries_and_judgments_of_a_plain_folder_say_what_is_needed(tmp_path):
     for call in (corpus.queries, lambda: corpus.qrels("test")):
         with pytest.raises(CorpusError, match=r"corpus\.jsonl, queries\.jsonl and qrels/ is needed"):
             call()
+
+
+def test_checkpoints_and_indexes_inside_the_corpus_are_passed_over_and_counted(tmp_path):
+    (tmp_path / "note.txt").write_text("mine")
+    (tmp_path / "manifest.json").write_text('{"name": "a web app"}')
+    checkpoint = tmp_path / "checkpoints" / "notes-lstm"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "tokenizer.model").write_bytes(b"x")
+    (checkpoint / "metrics.jsonl").write_text('{"step": 1}\n')
+    index = tmp_path / "indexes" / "notes"
+    index.mkdir(parents=True)
+    (index / "manifest.json").write_text('{"kind": "index", "lm_retrieval_version": "0.1.0"}')
+    (index / "README.md").write_text("# not mine")
+    corpus = open_corpus(tmp_path)
+    assert [document.doc_id for document in corpus.documents()] == ["note.txt"]
+    assert corpus.counts.own_folders == 2
+    assert "2 checkpoint and index folders inside the corpus skipped" in corpus.counts.warnings()[0]
+
+
+def test_a_file_name_that_is_not_utf8_gets_a_readable_id(tmp_path):
+    import os
+
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w") as stream:  # noqa: PTH123
+        stream.write("text")
+    assert [document.doc_id for document in open_corpus(tmp_path).documents()] == ["caf\ufffd.txt"]

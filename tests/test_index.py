@@ -281,3 +281,40 @@ def test_a_reader_keeps_the_old_index_while_a_new_one_is_built(notes: Path, enco
     build_index(open_corpus(notes), encoder=encoder, output=tmp_path / "index")
     assert time.monotonic() - started < 60
     assert searcher.search("the senate follows new laws", k=3) == expected
+
+
+def test_a_rebuild_replaces_indexes_and_nothing_else(notes: Path, encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    for rebuild in (False, True):
+        with pytest.raises(IndexFormatError):
+            build_index(open_corpus(notes), encoder=encoder, output=tmp_path / "mine", rebuild=rebuild)
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    assert build_index(open_corpus(notes), encoder=encoder, output=tmp_path / "empty").documents == 14
+
+
+def test_an_index_behind_a_link_is_updated_where_it_lies(notes: Path, encoder: Encoder, tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "big" / "index")
+    for _ in range(2):
+        build_index(open_corpus(notes), encoder=encoder, output=tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "big" / "index" / "manifest.json").is_file()
+
+
+def test_a_kill_between_two_renames_loses_nothing(notes: Path, encoder: Encoder, tmp_path: Path) -> None:
+    build_index(open_corpus(notes), encoder=encoder, output=tmp_path / "index")
+    (tmp_path / "index").rename(tmp_path / ".index.old")
+    report = build_index(open_corpus(notes), encoder=encoder, output=tmp_path / "index")
+    assert report.encoded == 0
+    assert report.reused == report.chunks
+
+
+def test_vectors_are_of_unit_length_whatever_the_encoder_says(
+    notes: Path, make_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    encoder = Encoder.load(make_checkpoint(normalize=False), device="cpu", threads=1)
+    build_index(open_corpus(notes), encoder=encoder, output=tmp_path / "index")
+    for vectors in vectors_by_id(tmp_path / "index").values():
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)

@@ -317,3 +317,35 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus_path: Path, tmp_path: Path) -
     assert process.returncode == 130
     assert "saved; go on with the same command and --resume" in said
     assert is_checkpoint(tmp_path / "run")
+
+
+def test_a_run_that_began_from_a_checkpoint_resumes(corpus_path: Path, tmp_path: Path) -> None:
+    train(open_corpus(corpus_path), config=config(), output=tmp_path / "first")
+    start = Checkpoint.load(tmp_path / "first")
+    settings = config("model.hidden_dim=99")
+    calls = iter(range(1000))
+    train(
+        open_corpus(corpus_path),
+        config=settings,
+        output=tmp_path / "second",
+        start=start,
+        should_stop=lambda: next(calls) >= 7,
+    )
+    result = train(open_corpus(corpus_path), config=settings, output=tmp_path / "second", start=start, resume=True)
+    assert (result.reason, result.position.step) == ("max_steps", 30)
+
+
+def test_one_large_document_that_would_be_held_out_is_split_instead(tmp_path: Path, tokenizer: Any) -> None:
+    from lm_retrieval.records import Document
+    from lm_retrieval.training.batches import split_documents
+
+    text = " ".join(make_texts(100, seed=2))
+    for name in ("a", "b", "c", "d", "e", "f"):
+        documents = [Document("tiny", "", "a word"), Document(name, "", text)]
+        streams = split_documents(documents, tokenizer=tokenizer, folder=tmp_path / name, validation_fraction=0.4)
+        assert len(streams[0].token_ids) > len(streams[1].token_ids) > 100
+
+
+def test_samples_with_line_separators_do_not_break_the_log(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "sample": "a\u2028b"}\n{"step": 2, "sam', encoding="utf-8")
+    assert [record["step"] for record in read_metrics(tmp_path)] == [1]
