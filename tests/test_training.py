@@ -349,3 +349,11 @@ def test_one_large_document_that_would_be_held_out_is_split_instead(tmp_path: Pa
 def test_samples_with_line_separators_do_not_break_the_log(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "sample": "a\u2028b"}\n{"step": 2, "sam', encoding="utf-8")
     assert [record["step"] for record in read_metrics(tmp_path)] == [1]
+
+
+def test_rows_that_cannot_be_divided_are_refused_and_little_text_is_rounded(corpus_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size 4 cannot be divided into 3 micro-batches"):
+        train(open_corpus(corpus_path), config=config("training.accumulation_steps=3"), output=tmp_path / "a")
+    few = write_jsonl(tmp_path / "few.jsonl", [{"_id": str(n), "text": text} for n, text in enumerate(make_texts(7))])
+    settings = config("training.batch_size=64", "training.accumulation_steps=4", "training.max_steps=2")
+    assert train(open_corpus(few), config=settings, output=tmp_path / "b").position.step == 2

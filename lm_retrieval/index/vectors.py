@@ -101,6 +101,7 @@ def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: st
             f"factory '{factory}' is unknown to FAISS for {dim} dimensions; try Flat, HNSW32 or IVF256,PQ32"
         ) from error
     try:
+        _accept_small_samples(index)
         if not index.is_trained:
             index.train(_sample(shards, count, _training_points(index)))
         for vectors in shards():
@@ -168,6 +169,15 @@ def _exact_rows(shards: VectorShards, queries: Vectors, k: int) -> list[NDArray[
         best_rows = np.take_along_axis(rows, order, 1)
         first += len(vectors)
     return list(best_rows)
+
+
+def _accept_small_samples(index: Any) -> None:
+    """FAISS warns once for each small clustering; the measured recall says what it costs, in one number."""
+    for part in (index, faiss.try_extract_index_ivf(index)):
+        bare: Any = None if part is None else faiss.downcast_index(part)
+        for owner in (bare, getattr(bare, "pq", None)):
+            if hasattr(owner, "cp"):
+                owner.cp.min_points_per_centroid = 1
 
 
 def _set_probes(index: Any) -> None:

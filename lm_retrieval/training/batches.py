@@ -115,14 +115,18 @@ class SegmentBatches:
     the seed, so that segment borders move. Position (epoch, step) alone decides the batch: resuming is exact.
     """
 
-    def __init__(self, stream: TokenStream, *, batch_size: int, sequence_length: int, seed: int) -> None:
-        """Raises TrainingError when the stream is too short for one step."""
+    def __init__(
+        self, stream: TokenStream, *, batch_size: int, sequence_length: int, seed: int, multiple_of: int = 1
+    ) -> None:
+        """Raises TrainingError when the stream is too short for one step of `multiple_of` rows."""
         self.stream, self.sequence_length, self.seed = stream, sequence_length, seed
         usable = len(stream.token_ids) - sequence_length  # leaves room for the largest offset
         self.batch_size = min(batch_size, max(0, usable - 1) // sequence_length)
+        self.batch_size -= self.batch_size % multiple_of
         if self.batch_size < 1:
+            needed = (multiple_of + 1) * sequence_length + 2
             raise TrainingError(
-                f"only {len(stream.token_ids)} tokens of text, at least {2 * sequence_length + 2} are needed; "
+                f"only {len(stream.token_ids)} tokens of text, at least {needed} are needed; "
                 "add text or lower training.sequence_length_tokens"
             )
         self.row_length = (usable - 1) // self.batch_size

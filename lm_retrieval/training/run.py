@@ -137,7 +137,15 @@ def _run(
 ) -> TrainingResult:
     settings = config.training
     length = min(settings.sequence_length_tokens, model.context_length or settings.sequence_length_tokens)
-    batches = SegmentBatches(training, batch_size=settings.batch_size, sequence_length=length, seed=settings.seed)
+    parts = settings.accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.batch_size % parts:
+        raise ConfigError(
+            f"training.batch_size {settings.batch_size} cannot be divided into {settings.accumulation_steps} "
+            f"micro-batches on {parts // settings.accumulation_steps} processes; choose a multiple of {parts}"
+        )
+    batches = SegmentBatches(
+        training, batch_size=settings.batch_size, sequence_length=length, seed=settings.seed, multiple_of=parts
+    )
     if batches.batch_size < settings.batch_size:
         logger.warning("little text: steps have %d rows instead of %d", batches.batch_size, settings.batch_size)
     objective = NextTokenObjective(

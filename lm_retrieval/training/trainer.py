@@ -21,7 +21,7 @@ from torch import Tensor
 from lm_retrieval.artifacts import atomic_file, storage_errors
 from lm_retrieval.checkpoint import LAST_WEIGHTS_NAME, WEIGHTS_NAME, save_weights
 from lm_retrieval.config import TrainingConfig
-from lm_retrieval.errors import CheckpointError, ConfigError, MismatchError, TrainingError
+from lm_retrieval.errors import CheckpointError, MismatchError, TrainingError
 from lm_retrieval.models import State
 from lm_retrieval.progress import Advance, progress
 from lm_retrieval.runtime import resolve_dtype
@@ -84,16 +84,13 @@ class Trainer:
 
         Args:
             objective: model and loss, on their device.
-            batches: training data.
+            batches: training data; rows of a batch divide evenly among processes and micro-batches.
             config: budgets and hyperparameters.
             folder: where checkpoints and metrics go.
             data_fingerprint: identifies the training data; a resumed run must see the same.
             on_save: called after weights were written, to complete the checkpoint (manifest, curves).
             sample: makes a text to look at, at each evaluation.
             should_stop: asked after every step; True saves and ends the run.
-
-        Raises:
-            ConfigError: rows that cannot be divided among processes and micro-batches.
         """
         self.objective, self.batches, self.config, self.folder = objective, batches, config, folder
         self.data_fingerprint, self.on_save, self.sample, self.should_stop = (
@@ -172,11 +169,6 @@ class Trainer:
             self.states = [None] * config.accumulation_steps
         batch = self.batches.batch(epoch, step_in_epoch)
         parts = config.accumulation_steps * self.world_size
-        if len(batch) % parts:
-            raise ConfigError(
-                f"{len(batch)} rows cannot be divided into {config.accumulation_steps} micro-batches on "
-                f"{self.world_size} processes; choose a training.batch_size that is a multiple of {parts}"
-            )
         mine = batch.chunk(parts)[self.rank * config.accumulation_steps :][: config.accumulation_steps]
         rate = learning_rate(position.step, progress=self._progress(), config=config)
         for group in self.optimizer.param_groups:
