@@ -159,6 +159,12 @@ def weights_fingerprint(checkpoint: Checkpoint) -> str:
     return sha256_bytes(weights.encode(), checkpoint.tokenizer.fingerprint.encode())
 
 
+def corpus_of(folder: Path) -> str | None:
+    """The path of the corpus a checkpoint was trained on, where its manifest knows."""
+    path = read_manifest(folder, kind=KIND, error=CheckpointError).get("corpus_path")
+    return None if path is None else str(path)
+
+
 def is_checkpoint(path: Path) -> bool:
     """True for a complete checkpoint folder."""
     return (path / MANIFEST_NAME).is_file() and (path / WEIGHTS_NAME).is_file()

@@ -56,7 +56,11 @@ def built(checkpoint_path: Path, encoder: Encoder, tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def world(built: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(built, tmp_path / "world"))
+    folder = Path(shutil.copytree(built, tmp_path / "world"))
+    manifest = folder / "indexes" / "notes" / "manifest.json"
+    facts = json.loads(manifest.read_text()) | {"corpus_path": str(folder / "notes")}
+    manifest.write_text(json.dumps(facts))
+    return folder
 
 
 BAD_FILES: dict[str, tuple[str, bytes, list[str]]] = {

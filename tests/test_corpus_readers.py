@@ -717,3 +717,9 @@ def test_a_file_name_that_is_not_utf8_gets_a_readable_id(tmp_path):
     with open(os.fsencode(tmp_path) + b"/caf\xe9.txt", "w") as stream:  # noqa: PTH123
         stream.write("text")
     assert [document.doc_id for document in open_corpus(tmp_path).documents()] == ["caf\ufffd.txt"]
+
+
+def test_a_collection_whose_documents_are_not_built_yet_says_how(tmp_path):
+    (tmp_path / "queries.jsonl").write_text('{"_id": "1", "text": "x"}\n')
+    with pytest.raises(CorpusError, match="no corpus.jsonl.*lmr corpus build python-docs"):
+        list(open_corpus(tmp_path).documents())

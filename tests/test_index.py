@@ -318,3 +318,15 @@ def test_vectors_are_of_unit_length_whatever_the_encoder_says(
     build_index(open_corpus(notes), encoder=encoder, output=tmp_path / "index")
     for vectors in vectors_by_id(tmp_path / "index").values():
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+
+
+def test_another_corpus_of_the_same_name_does_not_take_over_an_index(
+    notes: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    build_index(open_corpus(notes), encoder=encoder, output=tmp_path / "index")
+    other = tmp_path / "elsewhere" / "notes"
+    shutil.copytree(notes, other)
+    with pytest.raises(MismatchError, match=r"holds the corpus .*notes, not .*elsewhere/notes.*--output"):
+        build_index(open_corpus(other), encoder=encoder, output=tmp_path / "index")
+    shutil.rmtree(notes)  # moved: it is the same corpus in a new place
+    assert build_index(open_corpus(other), encoder=encoder, output=tmp_path / "index").encoded == 0

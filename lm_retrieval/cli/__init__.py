@@ -44,7 +44,7 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="lmr")
 def lmr() -> None:
-    r"""Train small language models on your own text, turn them into encoders, search, and measure the ranking.
+    """Train small language models on your own text, turn them into encoders, search, and measure the ranking.
 
     \b
     Start here:

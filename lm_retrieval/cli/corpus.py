@@ -17,7 +17,7 @@ def corpus() -> None:
 @click.option("--output", type=PATH, help="Folder to write.  [default: corpora/NAME]")
 @click.option("--package", "packages", multiple=True, help="An installed package instead of the standard library.")
 def build(name: str, output: Path | None, packages: tuple[str, ...]) -> None:
-    r"""Write a built-in corpus in BEIR layout.
+    """Write a built-in corpus in BEIR layout.
 
     python-docs is the docstrings of the running interpreter's standard library, with hand-written questions and
     judgments; with --package, those of any installed package (no judgments).

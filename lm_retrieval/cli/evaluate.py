@@ -43,7 +43,7 @@ def evaluate(
     output_format: str,
     device: str,
 ) -> None:
-    r"""Measure rankings on a corpus with queries and judgments (BEIR layout).
+    """Measure rankings on a corpus with queries and judgments (BEIR layout).
 
     Rows: BM25, LSI-256, and each encoder alone (dense) and with BM25 (hybrid). trec_eval's rules: a query without
     results counts 0, ties are broken by document id.

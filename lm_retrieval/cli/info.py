@@ -12,8 +12,12 @@ from lm_retrieval.cli.options import PATH, Command, echo_facts, echo_json, forma
 @format_option
 def info(path: Path, output_format: str) -> None:
     """Say what a checkpoint, index or corpus is, from its manifest."""
+    from lm_retrieval.artifacts import find_folder
     from lm_retrieval.inspection import describe
 
+    if not path.exists():
+        homes = (Path("checkpoints"), Path("indexes"))
+        path = next((found for home in homes if (found := find_folder(str(path), home))), path)
     facts = describe(path)
     if output_format == "json":
         echo_json(facts)

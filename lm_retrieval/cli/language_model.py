@@ -121,7 +121,7 @@ def generate(
     output_format: str,
     **controls: Any,
 ) -> None:
-    r"""Continue text with one language model, or with several side by side.
+    """Continue text with one language model, or with several side by side.
 
     \b
     Example:

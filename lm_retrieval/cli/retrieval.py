@@ -106,7 +106,7 @@ def index(name: str, factory: str) -> None:
 def search(
     query: str, name: str | None, k: int, mode: Any, fusion: Any, encoder: str | None, output_format: str
 ) -> None:
-    r"""Search an index. QUERY - reads one query per line from standard input.
+    """Search an index. QUERY - reads one query per line from standard input.
 
     \b
     Example:
@@ -140,10 +140,15 @@ def search(
 
 def _encoder_of(corpus: "Corpus", device: str) -> Path:
     """The encoder for a corpus that comes with none: trained once, kept, used again."""
-    from lm_retrieval.checkpoint import is_checkpoint
+    from lm_retrieval.artifacts import sha256_bytes
+    from lm_retrieval.checkpoint import corpus_of, is_checkpoint
     from lm_retrieval.training.run import quick_config, train
 
+    place = str(corpus.path.resolve())
     folder = Path("checkpoints") / f"{corpus.name}-lstm"
+    if is_checkpoint(folder) and corpus_of(folder) != place:
+        # another folder of the same name has its encoder there
+        folder = Path("checkpoints") / f"{corpus.name}-{sha256_bytes(place.encode())[:6]}-lstm"
     if not is_checkpoint(folder):
         click.echo(f"no --encoder given: training a small LSTM on {corpus.path} first (at most 2 minutes)", err=True)
         train(corpus, config=quick_config(), output=folder, device=device)

@@ -37,7 +37,7 @@ def train(
     encoding: str,
     text_column: str | None,
 ) -> None:
-    r"""Train a language model (and its tokenizer) from a TOML configuration.
+    """Train a language model (and its tokenizer) from a TOML configuration.
 
     Ctrl-C saves and stops; the same command with --resume goes on. Under torchrun it trains on several processes.
 

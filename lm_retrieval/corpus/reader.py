@@ -121,6 +121,11 @@ class Corpus:
             name = "corpus.jsonl" if (self.path / "corpus.jsonl").is_file() else "corpus.jsonl.gz"
             yield from self._read_file(self.path / name, name)
         elif self.path.is_dir():
+            if (self.path / "queries.jsonl").is_file():
+                raise CorpusError(
+                    f"{self.path}: queries but no corpus.jsonl; add it, or for the built-in corpus run "
+                    "`lmr corpus build python-docs`"
+                )
             for path in self._files(self.path, counts):
                 # a file name that is not UTF-8 has no form as an id otherwise
                 name = os.fsencode(path.relative_to(self.path).as_posix()).decode("utf-8", "replace")

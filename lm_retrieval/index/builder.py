@@ -149,11 +149,12 @@ class _Build:
         self.report = BuildReport()
         self._clock = _Clock(self.report)
         self.earlier: Store | None = None
+        self.encoder_name = encoder.name
         if rebuild:
             _refuse_foreign(output)
         elif output.is_dir() and any(output.iterdir()):
             manifest = self._check_earlier(encoder)
-            self.earlier = Store(output)
+            self.earlier, self.encoder_name = Store(output), manifest["encoder"]
             # a factory that somebody chose stays; one chosen by size is chosen anew
             self.factory = factory or (None if manifest["factory_by_size"] else manifest["factory"])
         self.encoder = self._fitted(encoder)
@@ -180,6 +181,7 @@ class _Build:
         report, counts = self.report, self.corpus.counts
         return {
             "corpus": self.corpus.name,
+            "corpus_path": str(self.corpus.path.resolve()),
             "corpus_sha256": self.corpus_digest.hexdigest(),
             "documents": report.documents,
             "chunks": report.chunks,
@@ -187,7 +189,7 @@ class _Build:
             "duplicate_texts": counts.duplicate_texts,
             "split_documents": report.split_documents,
             "skipped_files": dict(counts.skipped_files),
-            "encoder": self.encoder.name,
+            "encoder": self.encoder_name,
             "encoder_sha256": self.encoder.fingerprint,
             "encoder_base_sha256": self.encoder.base_fingerprint,
             "dim": self.encoder.dim,
@@ -202,6 +204,12 @@ class _Build:
 
     def _check_earlier(self, encoder: Encoder) -> dict[str, Any]:
         manifest = read_manifest(self.output, kind=KIND, error=IndexFormatError)
+        # a corpus that was moved is still the same one; another folder of the same name is not
+        if manifest["corpus_path"] != str(self.corpus.path.resolve()) and Path(manifest["corpus_path"]).exists():
+            raise MismatchError(
+                f"{self.output}: holds the corpus {manifest['corpus_path']}, not {self.corpus.path.resolve()}; "
+                "choose another --output, or add --rebuild to replace it"
+            )
         if not _same_encoder(manifest, encoder):
             raise MismatchError(
                 f"{self.output}: built with encoder '{manifest['encoder']}', which is not the given '{encoder.name}' "

@@ -173,11 +173,12 @@ def _exact_rows(shards: VectorShards, queries: Vectors, k: int) -> list[NDArray[
 
 def _accept_small_samples(index: Any) -> None:
     """FAISS warns once for each small clustering; the measured recall says what it costs, in one number."""
-    for part in (index, faiss.try_extract_index_ivf(index)):
-        bare: Any = None if part is None else faiss.downcast_index(part)
-        for owner in (bare, getattr(bare, "pq", None)):
-            if hasattr(owner, "cp"):
-                owner.cp.min_points_per_centroid = 1
+    parts: list[Any] = [index, faiss.try_extract_index_ivf(index)]
+    bare = [faiss.downcast_index(part) for part in parts if part is not None]
+    owners: list[Any] = bare + [part.pq for part in bare if hasattr(part, "pq")]
+    for owner in owners:
+        if hasattr(owner, "cp"):
+            owner.cp.min_points_per_centroid = 1
 
 
 def _set_probes(index: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lm_retrieval.artifacts import storage_errors
+from lm_retrieval.artifacts import sha256_bytes, storage_errors
 from lm_retrieval.errors import TrainingError
 from lm_retrieval.records import Document
 from lm_retrieval.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def _split_tail(stream: TokenStream, rest: TokenStream, fraction: float) -> tupl
     border = len(ids) - int(len(ids) * fraction)
     total_bytes = stream.text_bytes + rest.text_bytes
     tail_bytes = round(total_bytes * (len(ids) - border) / max(1, len(ids)))
-    digest = stream.fingerprint + rest.fingerprint
+    digest = sha256_bytes(stream.fingerprint.encode(), rest.fingerprint.encode())
     return (
         TokenStream(ids[:border], total_bytes - tail_bytes, stream.documents + rest.documents, digest),
         TokenStream(ids[border:], tail_bytes, 0, digest),

@@ -102,7 +102,7 @@ def train(
         seed_everything(config.training.seed)
         model = start.model if start else build_model(config.model, vocab_size=tokenizer.vocab_size)
         model.to(_local_device(device))
-        result = _run(model, tokenizer, config, output, training, held_out, resume, should_stop)
+        result = _run(model, tokenizer, config, output, corpus.path, training, held_out, resume, should_stop)
         if result.reason != "interrupted" and _rank() == 0:
             shutil.rmtree(output / _STREAMS_NAME, ignore_errors=True)
     return result
@@ -130,6 +130,7 @@ def _run(
     tokenizer: Tokenizer,
     config: RunConfig,
     output: Path,
+    corpus_path: Path,
     training: TokenStream,
     held_out: TokenStream,
     resume: bool,
@@ -177,9 +178,10 @@ def _run(
             "best_validation_loss": position.best_loss if position.best_loss < float("inf") else None,
             "training_text_bytes": training.text_bytes,
             "training_data_sha256": training.fingerprint,
+            "corpus_path": str(corpus_path.resolve()),
         }
         draw_curves(output)
-        _write_card(output, config, model, summary)
+        _write_card(output, config, model, {key: value for key, value in summary.items() if key != "corpus_path"})
         write_checkpoint_manifest(output, model=model, tokenizer=tokenizer, summary=summary)
 
     trainer = Trainer(
