@@ -85,9 +85,15 @@ def fast_bfloat16(device: "torch.device") -> bool:
 
 
 def resolve_dtype(precision: Precision, device: "torch.device") -> "torch.dtype":
-    """`auto`: bfloat16 where it is fast, float16 on GPUs without it, float32 elsewhere."""
+    """`auto`: bfloat16 where it is fast, float16 on GPUs without it, float32 elsewhere.
+
+    Raises:
+        ConfigError: float16 on a CPU, which has no fast path and in parts no path at all for it.
+    """
     import torch
 
+    if precision == "float16" and device.type == "cpu":
+        raise ConfigError("float16 needs a GPU; on a CPU use bfloat16 or float32")
     if precision != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
     if fast_bfloat16(device):

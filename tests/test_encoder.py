@@ -164,6 +164,8 @@ def test_unknown_devices_and_too_small_corpora_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="unknown"):
         Encoder.load(checkpoint_path, device="abacus")
+    with pytest.raises(ConfigError, match="float16 needs a GPU"):
+        Encoder.load(checkpoint_path, device="cpu", dtype="float16")
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="not available"):
             Encoder.load(checkpoint_path, device="cuda")
