@@ -6,7 +6,6 @@ import inspect
 import io
 import logging
 import pkgutil
-import re
 import sys
 import types
 import warnings
@@ -44,7 +43,6 @@ _LEFT_OUT = frozenset(
         "sre_parse",
     ]
 )
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # differs from run to run
 _PUBLIC_NAMES = {"posixpath": "os.path"}
 _LEFT_OUT_PARTS = frozenset(("test", "tests", "testing_data", "__main__"))
 
@@ -175,8 +173,7 @@ def _title(name: str, value: Any) -> str:
             for parameter in signature.parameters.values()
         ]
         visible = [parameter for parameter in bare if parameter.name not in ("self", "cls")]
-        text = str(signature.replace(parameters=visible, return_annotation=signature.empty))
-        return name + _ADDRESS.sub("", text)
+        return f"{name}{signature.replace(parameters=visible, return_annotation=signature.empty)}"
     return name
 
 

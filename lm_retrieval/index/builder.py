@@ -6,7 +6,6 @@ the new one is whole, and a killed run finds its finished shards again.
 
 import hashlib
 import json
-import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -44,8 +43,6 @@ from lm_retrieval.index.store import (
 from lm_retrieval.progress import progress
 from lm_retrieval.records import Document
 from lm_retrieval.runtime import peak_memory_bytes
-
-logger = logging.getLogger(__name__)
 
 KIND = "index"
 ENCODER_NAME = "encoder"

@@ -132,6 +132,10 @@ class Store:
         table = self._tables[number]
         return table.column("doc_id").to_pylist(), table.column("content_hash").to_pylist()
 
+    def chunk_counts(self, number: int) -> list[int]:
+        """How many chunks each document of a shard has."""
+        return list(self._tables[number].column("num_chunks").to_pylist())
+
     def chunk_table(self) -> NDArray[np.int64]:
         """(C, 3) document row, start and end of every chunk."""
         parts = []
@@ -193,8 +197,7 @@ class VectorCache:
         for number in range(store.num_shards if store else 0):
             assert store is not None
             first = 0
-            counts = store._tables[number].column("num_chunks").to_pylist()
-            for doc_id, digest, count in zip(*store.shard_key(number), counts, strict=True):
+            for doc_id, digest, count in zip(*store.shard_key(number), store.chunk_counts(number), strict=True):
                 self._places[doc_id] = (digest, number, first, count)
                 first += count
         self._open: tuple[int, Vectors] | None = None
