@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm_retrieval.artifacts import (
     MANIFEST_NAME,
@@ -23,14 +23,20 @@ from lm_retrieval.artifacts import (
 )
 from lm_retrieval.config import RunConfig, parse_config
 from lm_retrieval.errors import CheckpointError, ConfigError, TokenizerError
-from lm_retrieval.models import LanguageModel, build_model
+from lm_retrieval.models import LanguageModel, LearnedPooling, build_model
 from lm_retrieval.tokenizer import Tokenizer
 
 CONFIG_NAME = "config.json"
 TOKENIZER_NAME = "tokenizer.model"
 WEIGHTS_NAME = "model.safetensors"
 LAST_WEIGHTS_NAME = "last.safetensors"
+POOLING_NAME = "pooling.safetensors"
+POOLING_DIM = 256
 KIND = "checkpoint"
+BASE_ENCODER = "lstm-base"
+_PACKAGE = Path(__file__).resolve().parent
+# in an installed package the shipped encoders lie inside it, in a source tree beside it
+_SHIPPED = (_PACKAGE / "checkpoints", _PACKAGE.parent / "checkpoints")
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Checkpoint:
 
     Attributes:
         model: the language model, in evaluation mode.
+        pooling: the trained part of an encoder with `pooling = "learned"`.
         manifest: what `manifest.json` says: kind, versions, training summary.
         path: the folder it came from.
     """
@@ -48,6 +55,7 @@ class Checkpoint:
     config: RunConfig
     manifest: dict[str, Any]
     path: Path
+    pooling: LearnedPooling | None = None
 
     @property
     def name(self) -> str:
@@ -56,12 +64,12 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path | str, *, device: str = "cpu") -> "Checkpoint":
-        """Reads a checkpoint folder; the weights are float32, whatever they were stored as.
+        """Reads a checkpoint by its folder or name; the weights are float32, whatever they were stored as.
 
         Raises:
             CheckpointError: the folder is missing, damaged, or its weights do not fit its config.
         """
-        folder = Path(path)
+        folder = find_checkpoint(path)
         manifest = read_manifest(folder, kind=KIND, error=CheckpointError)
         config = read_config(folder)
         try:
@@ -70,7 +78,17 @@ class Checkpoint:
             raise CheckpointError(str(error)) from error
         model = build_model(config.model, vocab_size=tokenizer.vocab_size)
         load_weights(model, folder / WEIGHTS_NAME)
-        return cls(model.to(device).eval(), tokenizer, config, manifest, folder)
+        pooling = None
+        if config.encoder.pooling == "learned":
+            pooling = build_pooling(model)
+            load_weights(pooling, folder / POOLING_NAME)
+            pooling = pooling.to(device).eval()
+        return cls(model.to(device).eval(), tokenizer, config, manifest, folder, pooling)
+
+
+def build_pooling(model: LanguageModel) -> LearnedPooling:
+    """A learned pooling that fits a model, not trained yet."""
+    return LearnedPooling(vocab_size=model.vocab_size, hidden_dim=model.hidden_dim, dim=POOLING_DIM)
 
 
 def read_config(folder: Path) -> RunConfig:
@@ -87,7 +105,7 @@ def read_config(folder: Path) -> RunConfig:
             raise CheckpointError(f"{path}: damaged configuration ({error}); train again or restore it") from error
 
 
-def load_weights(model: LanguageModel, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path) -> None:
     """Fills `model` from a safetensors file.
 
     Raises:
@@ -114,7 +132,7 @@ def load_weights(model: LanguageModel, path: Path) -> None:
             tensor.copy_(tensors[name])
 
 
-def save_weights(model: LanguageModel, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
+def save_weights(model: nn.Module, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
     """Writes the model's weights as safetensors, atomically; a tied weight is stored once."""
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in _state(model).items()}
     with atomic_file(path, "wb") as stream:
@@ -127,6 +145,7 @@ def save_checkpoint(
     model: LanguageModel,
     tokenizer: Tokenizer,
     config: RunConfig,
+    pooling: LearnedPooling | None = None,
     summary: dict[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -134,6 +153,8 @@ def save_checkpoint(
     write_json(folder / CONFIG_NAME, config.model_dump(mode="json"))
     tokenizer.save(folder / TOKENIZER_NAME)
     save_weights(model, folder / WEIGHTS_NAME, dtype=dtype)
+    if pooling is not None:
+        save_weights(pooling, folder / POOLING_NAME, dtype=dtype)
     write_checkpoint_manifest(folder, model=model, tokenizer=tokenizer, summary=summary or {})
 
 
@@ -155,14 +176,10 @@ def write_checkpoint_manifest(
 
 def weights_fingerprint(checkpoint: Checkpoint) -> str:
     """SHA-256 over weights and tokenizer as they are on disk now, whatever the manifest says."""
-    weights = sha256_file(checkpoint.path / WEIGHTS_NAME)
-    return sha256_bytes(weights.encode(), checkpoint.tokenizer.fingerprint.encode())
-
-
-def corpus_of(folder: Path) -> str | None:
-    """The path of the corpus a checkpoint was trained on, where its manifest knows."""
-    path = read_manifest(folder, kind=KIND, error=CheckpointError).get("corpus_path")
-    return None if path is None else str(path)
+    parts = [sha256_file(checkpoint.path / WEIGHTS_NAME), checkpoint.tokenizer.fingerprint]
+    if checkpoint.pooling is not None:
+        parts.append(sha256_file(checkpoint.path / POOLING_NAME))
+    return sha256_bytes(*(part.encode() for part in parts))
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -170,20 +187,22 @@ def is_checkpoint(path: Path) -> bool:
     return (path / MANIFEST_NAME).is_file() and (path / WEIGHTS_NAME).is_file()
 
 
-def find_checkpoint(name: str, *, folder: Path = Path("checkpoints")) -> Path:
-    """The folder meant by a path or by the name of a folder in `checkpoints/`.
+def find_checkpoint(name: Path | str, *, folder: Path = Path("checkpoints")) -> Path:
+    """The folder meant by a path, by the name of a folder in `checkpoints/`, or of an encoder that comes with `lmr`.
 
     Raises:
         CheckpointError: there is none; the message lists what there is.
     """
-    found = find_folder(name, folder)
-    if found is not None:
-        return found
-    known = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST_NAME}"))
-    hint = f"found in {folder}: {', '.join(known)}" if known else "train one with `lmr train`"
+    homes = (folder, *_SHIPPED)
+    for home in homes:
+        found = find_folder(str(name), home)
+        if found is not None:
+            return found
+    known = sorted({path.parent.name for home in homes for path in home.glob(f"*/{MANIFEST_NAME}")})
+    hint = f"found: {', '.join(known)}" if known else "train one with `lmr train`"
     raise CheckpointError(f"{name}: no such checkpoint folder; {hint}")
 
 
-def _state(model: LanguageModel) -> dict[str, Tensor]:
+def _state(model: nn.Module) -> dict[str, Tensor]:
     """Parameters by name; of tensors that share memory only the first."""
     return {name: parameter.data for name, parameter in model.named_parameters()}

@@ -23,7 +23,7 @@ from pydantic import (
 
 from lm_retrieval.errors import ConfigError
 
-Pooling = Literal["mean", "weightedmean", "max", "lasttoken", "mean_sqrt_len_tokens"]
+Pooling = Literal["mean", "weightedmean", "max", "lasttoken", "mean_sqrt_len_tokens", "learned"]
 Layers = Literal["last", "first_last"]
 Postprocess = Literal["none", "center", "whiten"]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
@@ -55,12 +55,7 @@ class LstmConfig(Section):
     num_layers: PositiveInt = 2
     dropout: Dropout = 0.2
     tie_weights: bool = False
-
-    @model_validator(mode="after")
-    def _tied_dims(self) -> "LstmConfig":
-        if self.tie_weights and self.embedding_dim != self.hidden_dim:
-            raise ValueError("tie_weights needs embedding_dim equal to hidden_dim")
-        return self
+    """The head reuses the embedding table, behind a projection where the two widths differ."""
 
 
 class TransformerConfig(Section):
@@ -68,6 +63,8 @@ class TransformerConfig(Section):
 
     type: Literal["transformer"] = "transformer"
     embedding_dim: PositiveInt = 256
+    hidden_dim: PositiveInt | None = None
+    """Width of the blocks, where it is not `embedding_dim` (Lan et al., 2019, arXiv:1909.11942, factorise so)."""
     num_layers: PositiveInt = 3
     num_heads: PositiveInt = 4
     feedforward_dim: PositiveInt = 512
@@ -81,9 +78,14 @@ class TransformerConfig(Section):
 
     @model_validator(mode="after")
     def _whole_heads(self) -> "TransformerConfig":
-        if self.embedding_dim % (2 * self.num_heads):
-            raise ValueError("embedding_dim must be a multiple of 2 * num_heads")
+        if self.width % (2 * self.num_heads):
+            raise ValueError(f"{'hidden' if self.hidden_dim else 'embedding'}_dim must be a multiple of 2 * num_heads")
         return self
+
+    @property
+    def width(self) -> int:
+        """Width of the blocks."""
+        return self.hidden_dim or self.embedding_dim
 
 
 class GptConfig(TransformerConfig):
@@ -133,6 +135,8 @@ class TrainingConfig(Section):
     max_gradient_norm: Annotated[float, Field(gt=0)] = 1.0
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    stored_precision: Literal["float32", "float16"] = "float32"
+    """Of the weights in the checkpoint; what `--resume` needs is float32 in any case."""
     compile: bool = False
     seed: NonNegativeInt = 1
 
@@ -152,6 +156,7 @@ class EncoderConfig(Section):
     """How hidden states become one vector per text."""
 
     pooling: Pooling = "mean"
+    """`learned` is what `lmr tune` trains: token weights, token vectors and a projection of the hidden states."""
     layers: Layers = "last"
     """`first_last` averages the input embedding and the last layer."""
     postprocess: Postprocess = "none"
@@ -167,6 +172,39 @@ class EncoderConfig(Section):
         return self
 
 
+class TuningConfig(Section):
+    """Contrastive training of an encoder: the data of a step, and the weight of each term of its loss."""
+
+    max_length_tokens: PositiveInt = 128
+    """Longer texts are cut here while training."""
+    max_text_characters: PositiveInt = 1000
+    """Longer texts are cut here first, for the teacher too."""
+    token_dropout: Dropout = 0.1
+    """Share of the tokens left out of each text, drawn anew each time."""
+    contrastive_weight: NonNegativeFloat = 1.0
+    teacher_weight: NonNegativeFloat = 1.0
+    """Weight of the teacher's similarities, where there is a teacher."""
+    next_token_weight: NonNegativeFloat = 0.0
+    """Weight of the language model's own loss, so that the checkpoint goes on generating."""
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    """Start of the learned temperature."""
+    teacher_temperature: Annotated[float, Field(gt=0)] = 0.05
+    words_only_steps: NonNegativeInt = 0
+    """So many steps at the start leave the language model out: they cost a tenth and bring the token vectors far."""
+    token_learning_rate_ratio: Annotated[float, Field(gt=0)] = 5.0
+    """Token vectors and weights learn so many times faster: each sees few of the steps."""
+    train_language_model: bool = True
+    """false: only the pooling learns; the language model stays as it was."""
+    max_taught_pairs: PositiveInt | None = None
+    """The teacher reads at most so many pairs; the others are learned from without it."""
+    hard_negatives: NonNegativeInt = 0
+    """Negatives mined for each labelled pair."""
+    spans_per_document: NonNegativeInt = 3
+    """Random spans asked for in each unlabelled document."""
+    validation_pairs: PositiveInt = 1024
+    """At most so many pairs, and at most a tenth of all, are held out."""
+
+
 class RunConfig(Section):
     """Everything a checkpoint needs to be made again."""
 
@@ -174,15 +212,18 @@ class RunConfig(Section):
     tokenizer: TokenizerConfig = TokenizerConfig()
     training: TrainingConfig = TrainingConfig()
     encoder: EncoderConfig = EncoderConfig()
+    tuning: TuningConfig = TuningConfig()
 
 
-def load_config(path: Path | None = None, *, overrides: Iterable[str] = ()) -> RunConfig:
-    """Reads a TOML file and applies `section.key=value` overrides.
+def load_config(
+    path: Path | None = None, *, overrides: Iterable[str] = (), defaults: RunConfig | None = None
+) -> RunConfig:
+    """Reads a TOML file and applies `section.key=value` overrides; without a file `defaults` are overridden.
 
     Raises:
         ConfigError: no such file, broken TOML, an unknown key, or a value of the wrong type or range.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = defaults.model_dump(mode="json") if defaults else {}
     where = "configuration"
     if path is not None:
         where = str(path)

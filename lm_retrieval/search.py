@@ -60,7 +60,7 @@ class Searcher:
         k: int = 10,
         mode: Mode = "hybrid",
         fusion: Fusion = "weighted",
-        dense_weight: float = DENSE_WEIGHT,
+        dense_weight: float | None = None,
     ) -> list[Hit]:
         """The best `k` documents, at most as many as there are.
 
@@ -69,7 +69,7 @@ class Searcher:
             k: how many hits.
             mode: `dense` (the encoder), `bm25` (words) or `hybrid` (both).
             fusion: how hybrid joins them: weighted sum of min-max scores, or reciprocal rank fusion.
-            dense_weight: the encoder's share in a weighted sum, 0..1.
+            dense_weight: the encoder's share in a weighted sum, 0..1; by default the one stored with the index.
 
         Raises:
             ConfigError: a blank query, k below 1, or a weight out of range.
@@ -86,11 +86,13 @@ class Searcher:
         k: int = 1000,
         mode: Mode = "hybrid",
         fusion: Fusion = "weighted",
-        dense_weight: float = DENSE_WEIGHT,
+        dense_weight: float | None = None,
     ) -> list[dict[str, float]]:
         """For each query the best `k` documents as doc_id → score, best first; a document scores as its best chunk."""
         if k < 1:
             raise ConfigError(f"k is {k}; it must be at least 1")
+        if dense_weight is None:
+            dense_weight = float(self.manifest.get("dense_weight", DENSE_WEIGHT))
         if not 0 <= dense_weight <= 1:
             raise ConfigError(f"dense_weight is {dense_weight}; it must be between 0 and 1")
         if mode == "bm25":

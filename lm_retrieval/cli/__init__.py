@@ -15,6 +15,7 @@ _COMMANDS = {
     "corpus": "corpus:corpus",
     "tokenizer": "tokenizer:tokenizer",
     "train": "train:train",
+    "tune": "tune:tune",
     "perplexity": "language_model:perplexity",
     "generate": "language_model:generate",
     "compare": "language_model:compare",

@@ -9,7 +9,6 @@ import click
 from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option, echo_json, format_option
 
 if TYPE_CHECKING:
-    from lm_retrieval.corpus import Corpus
     from lm_retrieval.index.builder import BuildReport
     from lm_retrieval.records import Hit
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("corpus", type=PATH)
 @click.option(
     "--encoder",
-    help="Checkpoint.  [default: that of the existing index, else a small LSTM trained on the corpus first]",
+    help="Checkpoint.  [default: that of the existing index, else lstm-base]",
 )
 @click.option("--output", type=PATH, help="Index folder.  [default: indexes/CORPUS]")
 @click.option("--factory", help='FAISS index, for example "Flat", "HNSW32", "IVF256,PQ32".  [default: by size]')
@@ -26,6 +25,11 @@ if TYPE_CHECKING:
     "--postprocess",
     type=click.Choice(["none", "center", "whiten"]),
     help="Override the checkpoint's encoder.postprocess.",
+)
+@click.option(
+    "--dense-weight",
+    type=click.FloatRange(0, 1),
+    help="The encoder's share in hybrid search.  [default: calibrated on pseudo-queries from the corpus]",
 )
 @click.option("--rebuild", is_flag=True, help="Encode everything again, also with another encoder than before.")
 @device_option
@@ -36,6 +40,7 @@ def embed(
     output: Path | None,
     factory: str | None,
     postprocess: Any,
+    dense_weight: float | None,
     rebuild: bool,
     device: str,
     encoding: str,
@@ -45,7 +50,7 @@ def embed(
 
     Run it again after the text has changed: only what changed is encoded. A killed run goes on where it stopped.
     """
-    from lm_retrieval.checkpoint import find_checkpoint, read_config
+    from lm_retrieval.checkpoint import BASE_ENCODER, find_checkpoint, read_config
     from lm_retrieval.corpus import open_corpus
     from lm_retrieval.encoding.encoder import Encoder
     from lm_retrieval.index.builder import build_index
@@ -57,13 +62,14 @@ def embed(
         folder = find_checkpoint(encoder)
     else:
         # an index that is brought up to date keeps its encoder
-        folder = own if own.is_dir() and not rebuild else _encoder_of(opened, device)
+        folder = own if own.is_dir() and not rebuild else find_checkpoint(BASE_ENCODER)
     config = read_config(folder).encoder.model_copy(update={"postprocess": postprocess}) if postprocess else None
     report = build_index(
         opened,
         encoder=Encoder.load(folder, device=device, config=config),
         output=target,
         factory=factory,
+        dense_weight=dense_weight,
         rebuild=rebuild,
     )
     for note in opened.counts.warnings():
@@ -101,10 +107,22 @@ def index(name: str, factory: str) -> None:
     show_default=True,
     help="How hybrid joins both.",
 )
+@click.option(
+    "--dense-weight",
+    type=click.FloatRange(0, 1),
+    help="The encoder's share in a weighted sum.  [default: as stored with the index]",
+)
 @click.option("--encoder", help="Check that the index was built with this checkpoint.")
 @format_option
 def search(
-    query: str, name: str | None, k: int, mode: Any, fusion: Any, encoder: str | None, output_format: str
+    query: str,
+    name: str | None,
+    k: int,
+    mode: Any,
+    fusion: Any,
+    dense_weight: float | None,
+    encoder: str | None,
+    output_format: str,
 ) -> None:
     """Search an index. QUERY - reads one query per line from standard input.
 
@@ -124,7 +142,9 @@ def search(
         given = Encoder.load(find_checkpoint(encoder))
     searcher = Searcher(find_index(name), encoder=given)
     queries = [line.strip() for line in sys.stdin if line.strip()] if query == "-" else [query]
-    answers = [(text, searcher.search(text, k=k, mode=mode, fusion=fusion)) for text in queries]
+    answers = [
+        (text, searcher.search(text, k=k, mode=mode, fusion=fusion, dense_weight=dense_weight)) for text in queries
+    ]
     if output_format == "json":
         found = [{"query": text, "hits": [_as_json(hit) for hit in hits]} for text, hits in answers]
         echo_json(found if query == "-" else found[0])
@@ -136,24 +156,6 @@ def search(
             _echo_hit(hit)
         if not hits:
             click.echo("no document matches; try --mode dense or other words")
-
-
-def _encoder_of(corpus: "Corpus", device: str) -> Path:
-    """The encoder for a corpus that comes with none: trained once, kept, used again."""
-    from lm_retrieval.artifacts import sha256_bytes
-    from lm_retrieval.checkpoint import corpus_of, is_checkpoint
-    from lm_retrieval.training.run import quick_config, train
-
-    place = str(corpus.path.resolve())
-    folder = Path("checkpoints") / f"{corpus.name}-lstm"
-    if is_checkpoint(folder) and corpus_of(folder) != place:
-        # another folder of the same name has its encoder there
-        folder = Path("checkpoints") / f"{corpus.name}-{sha256_bytes(place.encode())[:6]}-lstm"
-    if not is_checkpoint(folder):
-        click.echo(f"no --encoder given: training a small LSTM on {corpus.path} first (at most 2 minutes)", err=True)
-        train(corpus, config=quick_config(), output=folder, device=device)
-    click.echo(f"encoder: {folder}", err=True)
-    return folder
 
 
 def _echo_report(folder: Path, report: "BuildReport") -> None:
@@ -172,6 +174,11 @@ def _echo_report(folder: Path, report: "BuildReport") -> None:
     if report.split_documents:
         click.echo(
             f"{report.split_documents:,} documents are longer than one window and were split into chunks", err=True
+        )
+    if report.calibration is not None and report.calibration.queries:
+        click.echo(
+            f"hybrid search: the encoder counts {report.calibration.dense_weight:g}, BM25 the rest "
+            f"(calibrated on {report.calibration.queries} pseudo-queries)"
         )
     if report.recall_at_10 is not None and report.recall_at_10 < 1:
         click.echo(f"recall@10 against exact search: {report.recall_at_10:.3f}")

@@ -5,10 +5,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option
+
+if TYPE_CHECKING:
+    from lm_retrieval.training.trainer import TrainingResult
 
 
 @click.command(cls=Command)
@@ -57,7 +61,7 @@ def train(
         overrides = (*overrides, f"training.max_time_seconds={parse_duration(max_time)}")
     settings = load_config(config, overrides=overrides)
     configure_torch()
-    with _stop_on_signals() as should_stop:
+    with stop_on_signals() as should_stop:
         result = run_training(
             open_corpus(corpus_path, encoding=encoding, text_column=text_column),
             config=settings,
@@ -69,6 +73,11 @@ def train(
             device=device,
             should_stop=should_stop,
         )
+    echo_result(output, result)
+
+
+def echo_result(output: Path, result: "TrainingResult") -> None:
+    """Says how a run ended; one that was stopped ends the program with 130."""
     position = result.position
     if result.reason == "interrupted":
         click.echo(
@@ -86,7 +95,7 @@ def train(
 
 
 @contextmanager
-def _stop_on_signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
     """The first Ctrl-C (or SIGTERM) asks the run to save and stop; the second ends it at once."""
     asked = threading.Event()
 

@@ -14,8 +14,8 @@ from lm_retrieval.records import Document
 SUFFIXES = frozenset((".jsonl", ".csv", ".tsv", ".parquet"))
 
 ID_COLUMNS = ("_id", "id", "doc_id", "docid", "docno")
-TITLE_COLUMNS = ("title", "heading", "name")
-TEXT_COLUMNS = ("text", "contents", "content", "body", "abstract", "passage")
+TITLE_COLUMNS = ("title", "heading", "name", "query")
+TEXT_COLUMNS = ("text", "contents", "content", "body", "abstract", "passage", "positive")
 _ROWS_PER_BATCH = 1024
 
 
@@ -59,6 +59,19 @@ def read_jsonl(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[dict[st
             yield row, place
 
 
+def read_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Yields every column of a JSONL or Parquet file, row by row, with the row's place.
+
+    Raises:
+        CorpusError: the file cannot be read.
+    """
+    if suffix_of(path) == ".jsonl":
+        yield from read_jsonl(path)
+    else:
+        for row, place, _ in _parquet_rows(path, None, every_column=True):
+            yield row, place
+
+
 def _rows(path: Path, encoding: str, text_column: str | None) -> Iterator[tuple[Mapping[str, Any], str, int]]:
     match suffix_of(path):
         case ".jsonl":
@@ -86,7 +99,9 @@ def _delimited_rows(path: Path, encoding: str, delimiter: str) -> Iterator[tuple
             raise CorpusError(f"{place}: broken row ({error}); check its quotes") from error
 
 
-def _parquet_rows(path: Path, text_column: str | None) -> Iterator[tuple[Mapping[str, Any], str, int]]:
+def _parquet_rows(
+    path: Path, text_column: str | None, *, every_column: bool = False
+) -> Iterator[tuple[Mapping[str, Any], str, int]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -95,7 +110,9 @@ def _parquet_rows(path: Path, text_column: str | None) -> Iterator[tuple[Mapping
         try:
             with pyarrow.parquet.ParquetFile(stream) as table:
                 found = table.schema_arrow.names
-                wanted = text_names.union(ID_COLUMNS, TITLE_COLUMNS) if text_names & set(found) else set(found)
+                wanted = set(found)
+                if text_names & wanted and not every_column:
+                    wanted = text_names.union(ID_COLUMNS, TITLE_COLUMNS)
                 number = 0
                 for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[n for n in found if n in wanted]):
                     for row in batch.to_pylist():

@@ -56,6 +56,11 @@ class Encoder:
         self.config = config or checkpoint.config.encoder
         self.transform = transform
         self.dim = checkpoint.model.hidden_dim
+        self._learned = checkpoint.pooling if self.config.pooling == "learned" else None
+        if self._learned is not None:
+            self.dim = self._learned.dim
+        elif self.config.pooling == "learned":
+            raise ConfigError(f"{checkpoint.path}: pooling 'learned' needs an encoder made by `lmr tune`")
         if self.config.layers == "first_last" and _embedding_dim(checkpoint.model) != self.dim:
             raise ConfigError("layers 'first_last' needs a model whose embedding and hidden layer have one width")
 
@@ -72,7 +77,7 @@ class Encoder:
         """Loads an encoder from a checkpoint folder.
 
         Args:
-            path: the folder.
+            path: the folder, or the name of one in `checkpoints/` or of a shipped encoder, such as `lstm-base`.
             device: `auto`, `cpu` or `cuda`.
             threads: CPU threads; default LMR_THREADS, then every core the container has.
             dtype: of weights and activations; vectors are float32 in any case.
@@ -85,9 +90,13 @@ class Encoder:
         configure_torch(threads)
         target = resolve_device(device)
         checkpoint = Checkpoint.load(path, device=str(target))
-        checkpoint.model.to(resolve_dtype(dtype, target))
-        transform = None if config else _load_transform(checkpoint.path / TRANSFORM_NAME, checkpoint.model.hidden_dim)
-        return cls(checkpoint, config=config, transform=transform)
+        for part in (checkpoint.model, checkpoint.pooling):
+            if part is not None:
+                part.to(resolve_dtype(dtype, target))
+        encoder = cls(checkpoint, config=config)
+        if config is None:
+            encoder.transform = _load_transform(checkpoint.path / TRANSFORM_NAME, encoder.dim)
+        return encoder
 
     @property
     def name(self) -> str:
@@ -250,6 +259,7 @@ class Encoder:
             folder,
             model=checkpoint.model,
             tokenizer=checkpoint.tokenizer,
+            pooling=checkpoint.pooling,
             config=checkpoint.config.model_copy(update={"encoder": self.config}),
             summary={key: value for key, value in checkpoint.manifest.items() if key not in facts},
         )
@@ -288,6 +298,8 @@ class Encoder:
         ids, counts = ids.to(device, non_blocking=True), counts.to(device, non_blocking=True)
         output = self.checkpoint.model(ids)
         hidden = output.hidden  # (B, T, D)
+        if self._learned is not None:
+            return torch.as_tensor(self._learned(hidden, ids, counts))
         if self.config.layers == "first_last":
             hidden = (hidden + output.embedded) / 2
         return pool(hidden, counts, mode=self.config.pooling)

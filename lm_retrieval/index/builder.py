@@ -27,8 +27,9 @@ from lm_retrieval.artifacts import (
 from lm_retrieval.corpus import Corpus
 from lm_retrieval.corpus.chunking import Chunk, chunk_text
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.errors import CorpusError, IndexFormatError, LmRetrievalError, MismatchError
+from lm_retrieval.errors import ConfigError, CorpusError, IndexFormatError, LmRetrievalError, MismatchError
 from lm_retrieval.index import vectors
+from lm_retrieval.index.calibration import Calibration, calibrate
 from lm_retrieval.index.lexical import K1, B, LexicalIndex
 from lm_retrieval.index.store import (
     Shard,
@@ -51,6 +52,8 @@ LEXICAL_NAME = "lexical"
 CHUNKS_NAME = "chunks.npy"
 _PLAN_NAME = "plan.json"
 SHARD_CHUNKS = 4096
+_CALIBRATE_AGAIN = 0.1  # share of chunks that are new since the weight was calibrated
+_WEIGHT_KEYS = ("dense_weight", "dense_weight_source")
 
 
 @dataclass
@@ -75,6 +78,7 @@ class BuildReport:
     removed: int = 0
     factory: str = ""
     recall_at_10: float | None = None
+    calibration: Calibration | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: dict[str, int] = field(default_factory=dict)
 
@@ -85,6 +89,7 @@ def build_index(
     encoder: Encoder,
     output: Path,
     factory: str | None = None,
+    dense_weight: float | None = None,
     rebuild: bool = False,
     shard_chunks: int = SHARD_CHUNKS,
 ) -> BuildReport:
@@ -97,6 +102,7 @@ def build_index(
         encoder: makes the vectors; one that asks for an unfitted transform is fitted on the corpus first.
         output: the index folder.
         factory: a FAISS factory string; chosen by size when None.
+        dense_weight: the encoder's share in hybrid search, 0..1; calibrated on pseudo-queries when None.
         rebuild: encode everything again, also with another encoder than the existing index has.
         shard_chunks: chunks per shard; bounds the memory in use.
 
@@ -107,7 +113,7 @@ def build_index(
     output = output.resolve()
     with folder_lock(output):
         recover_folder(output)
-        return _Build(corpus, encoder, output, factory, rebuild, shard_chunks).run()
+        return _Build(corpus, encoder, output, factory, dense_weight, rebuild, shard_chunks).run()
 
 
 def rebuild_vectors(folder: Path, *, factory: str) -> BuildReport:
@@ -138,9 +144,14 @@ class _Build:
         encoder: Encoder,
         output: Path,
         factory: str | None,
+        dense_weight: float | None,
         rebuild: bool,
         shard_chunks: int,
     ) -> None:
+        if dense_weight is not None and not 0 <= dense_weight <= 1:
+            raise ConfigError(f"dense_weight is {dense_weight}; it must be between 0 and 1")
+        self.dense_weight = dense_weight
+        self.earlier_weight: dict[str, Any] = {}
         self.corpus, self.output, self.factory, self.shard_chunks = corpus, output, factory, shard_chunks
         self.staging = output.with_name(f".{output.name}.partial")
         self.report = BuildReport()
@@ -152,6 +163,7 @@ class _Build:
         elif output.is_dir() and any(output.iterdir()):
             manifest = self._check_earlier(encoder)
             self.earlier, self.encoder_name = Store(output), manifest["encoder"]
+            self.earlier_weight = {key: manifest[key] for key in _WEIGHT_KEYS if key in manifest}
             # a factory that somebody chose stays; one chosen by size is chosen anew
             self.factory = factory or (None if manifest["factory_by_size"] else manifest["factory"])
         self.encoder = self._fitted(encoder)
@@ -168,11 +180,25 @@ class _Build:
             _build_vectors(self.staging, store, self.encoder.dim, report)
         with self._clock("bm25"), storage_errors(self.staging):
             LexicalIndex.build(document.content for document in store.documents()).save(self.staging / LEXICAL_NAME)
-        write_manifest(self.staging, kind=KIND, content=self._facts())
+        with self._clock("calibrate"):
+            weight = self._weight(store)
+        write_manifest(self.staging, kind=KIND, content=self._facts() | weight)
         replace_folder(self.staging, self.output)
         with storage_errors(self.output):
             (self.output / _PLAN_NAME).unlink()
         return report
+
+    def _weight(self, store: Store) -> dict[str, Any]:
+        """The encoder's share in hybrid search: given, kept while little has changed, or calibrated now."""
+        if self.dense_weight is not None:
+            return {"dense_weight": self.dense_weight, "dense_weight_source": "given"}
+        given = self.earlier_weight.get("dense_weight_source") == "given"
+        if self.earlier_weight and (given or self.report.encoded <= _CALIBRATE_AGAIN * self.report.chunks):
+            return self.earlier_weight
+        found = calibrate(store.documents(), encode=self.encoder.encode)
+        self.report.calibration = found
+        source = f"{found.queries} pseudo-queries" if found.queries else "default"
+        return {"dense_weight": found.dense_weight, "dense_weight_source": source}
 
     def _facts(self) -> dict[str, Any]:
         report, counts = self.report, self.corpus.counts

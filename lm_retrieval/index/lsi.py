@@ -38,9 +38,13 @@ class LsiIndex:
 
     def search(self, query: str, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows and cosines of the `k` nearest documents, best first; ties in row order."""
-        scores = self.vectors @ self._project(self._weigh(self._count([query], grow=False)))[0]
+        scores = self.vectors @ self.encode([query])[0]
         order = np.argsort(-scores, kind="stable")[:k]
         return order, scores[order]
+
+    def encode(self, texts: Iterable[str]) -> NDArray[np.float32]:
+        """(N, D) unit vectors of any texts; one without a known term is the zero vector."""
+        return self._project(self._weigh(self._count(texts, grow=False)))
 
     def _count(self, texts: Iterable[str], *, grow: bool) -> scipy.sparse.csr_matrix:
         """(N, V) term counts; unknown terms are added or passed over."""

@@ -3,10 +3,11 @@
 from lm_retrieval.config import BigramConfig, LstmConfig, ModelConfig
 from lm_retrieval.models.base import LanguageModel, ModelOutput, State, detach_state
 from lm_retrieval.models.bigram import BigramModel
+from lm_retrieval.models.learned_pooling import LearnedPooling
 from lm_retrieval.models.lstm import LstmModel
 from lm_retrieval.models.transformer import TransformerModel
 
-__all__ = ["LanguageModel", "ModelOutput", "State", "build_model", "detach_state"]
+__all__ = ["LanguageModel", "LearnedPooling", "ModelOutput", "State", "build_model", "detach_state"]
 
 
 def build_model(config: ModelConfig, *, vocab_size: int) -> LanguageModel:

@@ -52,19 +52,25 @@ class LanguageModel(nn.Module, ABC):
     @property
     @abstractmethod
     def head(self) -> nn.Linear | None:
-        """The layer from hidden states to logits; None where hidden states are logits already."""
+        """The layer from head inputs to logits; None where hidden states are logits already."""
+
+    def head_inputs(self, hidden: Tensor) -> Tensor:
+        """(…, D) hidden states → what the head takes: the same, or narrowed to the width of a tied embedding."""
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, D) hidden states → (…, V) float32 scores of the next token."""
-        return (hidden if self.head is None else self.head(hidden)).float()
+        inputs = self.head_inputs(hidden)
+        return (inputs if self.head is None else self.head(inputs)).float()
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats of (N, D) hidden states against (N,) next tokens, differentiable."""
-        return linear_cross_entropy(hidden, targets, head=self.head)
+        return linear_cross_entropy(self.head_inputs(hidden), targets, head=self.head)
 
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """(N,) negative log-likelihoods in nats, float32, without a gradient."""
-        return token_nll(hidden, targets, head=self.head)
+        with torch.no_grad():
+            return token_nll(self.head_inputs(hidden), targets, head=self.head)
 
     def state_length(self, state: State | None) -> int:
         """Positions of the context window that `state` takes up."""

@@ -31,7 +31,9 @@ class LstmModel(LanguageModel):
             batch_first=True,
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.output = nn.Linear(config.hidden_dim, vocab_size)
+        narrowed = config.tie_weights and config.embedding_dim != config.hidden_dim
+        self.narrow = nn.Linear(config.hidden_dim, config.embedding_dim, bias=False) if narrowed else nn.Identity()
+        self.output = nn.Linear(config.embedding_dim if narrowed else config.hidden_dim, vocab_size)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.uniform_(self.output.weight, -0.1, 0.1)
         nn.init.zeros_(self.output.bias)
@@ -40,8 +42,12 @@ class LstmModel(LanguageModel):
 
     @property
     def head(self) -> nn.Linear:
-        """Hidden states → logits."""
+        """Head inputs → logits."""
         return self.output
+
+    def head_inputs(self, hidden: Tensor) -> Tensor:
+        """Narrowed where a tied embedding is narrower than the LSTM."""
+        return torch.as_tensor(self.narrow(hidden))
 
     def forward(self, token_ids: Tensor, state: State | None = None) -> ModelOutput:
         """Runs over (B, T) ids from the zero state or from `state`."""

@@ -22,24 +22,26 @@ class TransformerModel(LanguageModel):
     def __init__(self, config: TransformerConfig, *, vocab_size: int) -> None:
         super().__init__()
         self.vocab_size = vocab_size
-        self.hidden_dim = config.embedding_dim
+        self.hidden_dim = width = config.width
         self.context_length = config.max_length
         self.positions = config.positions
         self.sinusoids: Tensor
         self.embedding = nn.Embedding(vocab_size, config.embedding_dim)
         # GPT-2 adds learned positions to unscaled embeddings; the original scales by √d before adding sinusoids
         self.scale = 1.0 if config.positions == "learned" else math.sqrt(config.embedding_dim)
+        factorised = config.embedding_dim != width
+        self.widen = nn.Linear(config.embedding_dim, width) if factorised else nn.Identity()
         if config.positions == "learned":
-            self.position_embedding = nn.Embedding(config.max_length, config.embedding_dim)
+            self.position_embedding = nn.Embedding(config.max_length, width)
         else:
-            width = (
-                config.embedding_dim if config.positions == "sinusoidal" else config.embedding_dim // config.num_heads
-            )
-            self.register_buffer("sinusoids", _sinusoids(config.max_length, width), persistent=False)
+            columns = width if config.positions == "sinusoidal" else width // config.num_heads
+            self.register_buffer("sinusoids", _sinusoids(config.max_length, columns), persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
-        self.final_norm = nn.LayerNorm(config.embedding_dim) if config.norm == "pre" else nn.Identity()
-        self.output = nn.Linear(config.embedding_dim, vocab_size, bias=not config.tie_weights)
+        self.final_norm = nn.LayerNorm(width) if config.norm == "pre" else nn.Identity()
+        narrowed = factorised and config.tie_weights
+        self.narrow = nn.Linear(width, config.embedding_dim, bias=False) if narrowed else nn.Identity()
+        self.output = nn.Linear(config.embedding_dim if narrowed else width, vocab_size, bias=not config.tie_weights)
         self._initialise(config)
 
     def _initialise(self, config: TransformerConfig) -> None:
@@ -65,8 +67,12 @@ class TransformerModel(LanguageModel):
 
     @property
     def head(self) -> nn.Linear:
-        """Hidden states → logits."""
+        """Head inputs → logits."""
         return self.output
+
+    def head_inputs(self, hidden: Tensor) -> Tensor:
+        """Narrowed where a tied embedding is narrower than the blocks."""
+        return torch.as_tensor(self.narrow(hidden))
 
     def state_length(self, state: State | None) -> int:
         """Cached positions."""
@@ -83,7 +89,7 @@ class TransformerModel(LanguageModel):
         if start + length > self.context_length:
             raise ValueError(f"{start + length} tokens exceed the context window of {self.context_length}")
         embedded = self.embedding(token_ids) * self.scale  # (B, T, D)
-        hidden, rotation = embedded, None
+        hidden, rotation = self.widen(embedded), None
         if self.positions == "learned":
             hidden = hidden + self.position_embedding.weight[start : start + length]
         elif self.positions == "sinusoidal":
@@ -105,7 +111,7 @@ class _Block(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        dim = config.embedding_dim
+        dim = config.width
         self.num_heads = config.num_heads
         self.pre_norm = config.norm == "pre"
         self.dropout_rate = config.dropout

@@ -4,7 +4,7 @@ Shapes: B rows, T tokens of a segment.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,12 +133,12 @@ class SegmentBatches:
         self.steps_per_epoch = self.row_length // sequence_length
         self.tokens_per_step = self.batch_size * sequence_length
 
-    def batch(self, epoch: int, step: int) -> Tensor:
-        """(B, T + 1) int64 ids: inputs and, one further on, targets."""
+    def batch(self, epoch: int, step: int, *, parts: int = 1) -> Sequence[Tensor]:
+        """(B, T + 1) int64 ids, inputs and, one further on, targets; as `parts` tensors of equally many rows."""
         offset = int(np.random.default_rng((self.seed, epoch)).integers(self.sequence_length))
         start = offset + step * self.sequence_length
         rows = [
             self.stream.token_ids[row * self.row_length + start :][: self.sequence_length + 1]
             for row in range(self.batch_size)
         ]
-        return torch.from_numpy(np.stack(rows).astype(np.int64))
+        return torch.from_numpy(np.stack(rows).astype(np.int64)).chunk(parts)

@@ -6,10 +6,13 @@ Shapes: B rows, T tokens, D hidden.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lm_retrieval.checkpoint import WEIGHTS_NAME, save_weights
 from lm_retrieval.models import LanguageModel, State, detach_state
 from lm_retrieval.training.batches import SegmentBatches, TokenStream
 
@@ -28,12 +31,20 @@ class Objective(nn.Module, ABC):
     model: LanguageModel
 
     @abstractmethod
-    def forward(self, batch: Tensor, state: State | None) -> tuple[Tensor, State | None]:
+    def forward(self, batch: Any, state: State | None) -> tuple[Tensor, State | None]:
         """The mean loss of a batch, and the state to carry on with."""
 
     @abstractmethod
     def evaluate(self) -> Evaluation:
         """Scores held-out data, without gradients or dropout."""
+
+    def learning_rate_ratio(self, name: str) -> float:
+        """How many times the learning rate a parameter gets."""
+        return 1.0
+
+    def save_best(self, folder: Path, *, dtype: torch.dtype) -> None:
+        """Writes the weights as those of the checkpoint."""
+        save_weights(self.model, folder / WEIGHTS_NAME, dtype=dtype)
 
 
 class NextTokenObjective(Objective):
@@ -64,7 +75,7 @@ class NextTokenObjective(Objective):
         self.model.eval()
         total, state = 0.0, None
         for step in range(self.steps):
-            batch = self.batches.batch(0, step).to(self.model.device)
+            batch = self.batches.batch(0, step)[0].to(self.model.device)
             output = self.model(batch[:, :-1], state)
             state = output.state if self.carry_state else None
             total += float(self.model.nll(output.hidden.flatten(0, 1), batch[:, 1:].flatten()).double().sum())

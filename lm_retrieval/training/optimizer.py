@@ -1,6 +1,7 @@
 """AdamW (Loshchilov & Hutter, 2017, arXiv:1711.05101) with warm-up and cosine decay."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -8,12 +9,20 @@ from torch import nn
 from lm_retrieval.config import TrainingConfig
 
 
-def build_optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters; biases and norms are not decayed."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def build_optimizer(
+    module: nn.Module, config: TrainingConfig, *, ratio: Callable[[str], float] = lambda _: 1.0
+) -> torch.optim.AdamW:
+    """AdamW over all parameters; biases and norms are not decayed.
+
+    `ratio` gives the multiple of the learning rate for a parameter's name; groups carry it as `learning_rate_ratio`.
+    """
+    members: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            members.setdefault((parameter.dim() >= 2, ratio(name)), []).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": config.weight_decay if decayed else 0.0, "learning_rate_ratio": multiple}
+        for (decayed, multiple), parameters in members.items()
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=True)
 

@@ -1,18 +1,13 @@
 """`train`: from a corpus and a configuration to a checkpoint folder."""
 
-import json
 import logging
-import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
-import torch
-
-from lm_retrieval.artifacts import atomic_file, folder_lock, sha256_bytes, write_json
+from lm_retrieval.artifacts import folder_lock, sha256_bytes, write_json
 from lm_retrieval.checkpoint import (
     CONFIG_NAME,
     TOKENIZER_NAME,
@@ -21,16 +16,18 @@ from lm_retrieval.checkpoint import (
     read_config,
     write_checkpoint_manifest,
 )
-from lm_retrieval.config import EncoderConfig, LstmConfig, RunConfig, TrainingConfig
+from lm_retrieval.config import RunConfig
 from lm_retrieval.corpus import Corpus
 from lm_retrieval.errors import CheckpointError, ConfigError
 from lm_retrieval.generation import PRESETS, generate
 from lm_retrieval.models import LanguageModel, build_model
-from lm_retrieval.runtime import resolve_device, seed_everything
+from lm_retrieval.runtime import seed_everything
 from lm_retrieval.tokenizer import Tokenizer
 from lm_retrieval.training.batches import SegmentBatches, TokenStream, split_documents, write_stream
-from lm_retrieval.training.curves import CURVES_NAME, draw_curves
+from lm_retrieval.training.card import write_card
+from lm_retrieval.training.curves import draw_curves
 from lm_retrieval.training.objectives import NextTokenObjective
+from lm_retrieval.training.processes import local_device, process_group, rank, rank_zero_first, world_size
 from lm_retrieval.training.trainer import Position, Trainer, TrainingResult
 
 logger = logging.getLogger(__name__)
@@ -83,46 +80,29 @@ def train(
         CheckpointError: `output` holds a checkpoint already, or nothing to resume.
         ConfigError, CorpusError, TrainingError, MismatchError, StorageError: see their messages.
     """
-    with folder_lock(output) if _rank() == 0 else _nothing(), _process_group(device):
+    with folder_lock(output) if rank() == 0 else nullcontext(), process_group(device):
         if start is not None:
             config = config.model_copy(update={"model": start.config.model})
         if resume:
             start, tokenizer = None, _saved_tokenizer(output)
-            _check_same(read_config(output), config, output)
-        elif _rank() == 0 and is_checkpoint(output):
+            check_resumable(read_config(output), config, output)
+        elif rank() == 0 and is_checkpoint(output):
             raise CheckpointError(
                 f"{output}: holds a checkpoint already; add --resume to go on, or choose another --output"
             )
         if start is not None:
             tokenizer = start.tokenizer
-        seed_everything(config.training.seed + _rank())
-        with _rank_zero_first():
+        seed_everything(config.training.seed + rank())
+        with rank_zero_first():
             tokenizer = tokenizer or _shared_tokenizer(corpus, config, output)
             training, held_out = _streams(corpus, validation, tokenizer, config, output)
         seed_everything(config.training.seed)
         model = start.model if start else build_model(config.model, vocab_size=tokenizer.vocab_size)
-        model.to(_local_device(device))
+        model.to(local_device(device))
         result = _run(model, tokenizer, config, output, corpus.path, training, held_out, resume, should_stop)
-        if result.reason != "interrupted" and _rank() == 0:
+        if result.reason != "interrupted" and rank() == 0:
             shutil.rmtree(output / _STREAMS_NAME, ignore_errors=True)
     return result
-
-
-def quick_config() -> RunConfig:
-    """A small LSTM, two minutes: for text that is to be searched before anybody has trained a model on it."""
-    training = TrainingConfig(
-        max_epochs=20,
-        max_time_seconds=120.0,
-        warmup_steps=30,
-        batch_size=32,
-        sequence_length_tokens=64,
-        learning_rate=3e-3,
-        eval_interval_steps=200,
-        patience_evaluations=3,
-        sample_tokens=0,
-    )
-    encoder = EncoderConfig(postprocess="whiten", layers="first_last")
-    return RunConfig(model=LstmConfig(), training=training, encoder=encoder)
 
 
 def _run(
@@ -138,7 +118,7 @@ def _run(
 ) -> TrainingResult:
     settings = config.training
     length = min(settings.sequence_length_tokens, model.context_length or settings.sequence_length_tokens)
-    parts = settings.accumulation_steps * int(os.environ.get("WORLD_SIZE", "1"))
+    parts = settings.accumulation_steps * world_size()
     if settings.batch_size % parts:
         raise ConfigError(
             f"training.batch_size {settings.batch_size} cannot be divided into {settings.accumulation_steps} "
@@ -156,7 +136,7 @@ def _run(
         max_tokens=settings.eval_max_tokens,
         carry_state=settings.carry_state,
     )
-    if _rank() == 0:
+    if rank() == 0:
         # also when resuming: budgets and encoder settings may have changed
         write_json(output / CONFIG_NAME, config.model_dump(mode="json"))
         tokenizer.save(output / TOKENIZER_NAME)
@@ -181,7 +161,7 @@ def _run(
             "corpus_path": str(corpus_path.resolve()),
         }
         draw_curves(output)
-        _write_card(output, config, model, {key: value for key, value in summary.items() if key != "corpus_path"})
+        write_card(output, config, model, {key: value for key, value in summary.items() if key != "corpus_path"})
         write_checkpoint_manifest(output, model=model, tokenizer=tokenizer, summary=summary)
 
     trainer = Trainer(
@@ -200,7 +180,7 @@ def _run(
 def _shared_tokenizer(corpus: Corpus, config: RunConfig, output: Path) -> Tokenizer:
     """Trains the tokenizer; under torchrun process 0 does and the others read what it wrote."""
     path = output / TOKENIZER_NAME
-    if _rank() != 0:
+    if rank() != 0:
         return Tokenizer.load(path)
     wanted = config.tokenizer.vocab_size
     tokenizer = Tokenizer.train((document.content for document in corpus.documents()), config.tokenizer)
@@ -215,7 +195,7 @@ def _shared_tokenizer(corpus: Corpus, config: RunConfig, output: Path) -> Tokeni
 def _streams(
     corpus: Corpus, validation: Corpus | None, tokenizer: Tokenizer, config: RunConfig, output: Path
 ) -> tuple[TokenStream, TokenStream]:
-    folder = output / _STREAMS_NAME if _rank() == 0 else output / f"{_STREAMS_NAME}-{_rank()}"
+    folder = output / _STREAMS_NAME if rank() == 0 else output / f"{_STREAMS_NAME}-{rank()}"
     if validation is None:
         streams = split_documents(
             corpus.documents(),
@@ -228,7 +208,7 @@ def _streams(
             write_stream(corpus.documents(), tokenizer=tokenizer, path=folder / "train.bin"),
             write_stream(validation.documents(), tokenizer=tokenizer, path=folder / "valid.bin"),
         )
-    if _rank() != 0:
+    if rank() != 0:
         # the memory maps stay valid; only process 0 leaves files behind
         shutil.rmtree(folder, ignore_errors=True)
     return streams
@@ -240,10 +220,17 @@ def _saved_tokenizer(output: Path) -> Tokenizer:
     return Tokenizer.load(output / TOKENIZER_NAME)
 
 
-def _check_same(saved: RunConfig, now: RunConfig, output: Path) -> None:
+def check_resumable(saved: RunConfig, now: RunConfig, output: Path) -> None:
+    """Raises ConfigError where a resumed run would not be the same run."""
+
     def fixed(config: RunConfig) -> dict[str, object]:
         training = {k: v for k, v in config.training.model_dump().items() if k not in _FREE_KEYS}
-        return {"model": config.model.model_dump(), **{f"training.{key}": value for key, value in training.items()}}
+        tuning = config.tuning.model_dump()
+        return {
+            "model": config.model.model_dump(),
+            **{f"training.{key}": value for key, value in training.items()},
+            **{f"tuning.{key}": value for key, value in tuning.items()},
+        }
 
     before, after = fixed(saved), fixed(now)
     changed = [key for key in before if before[key] != after.get(key)]
@@ -264,64 +251,3 @@ def _sample(model: LanguageModel, tokenizer: Tokenizer, config: RunConfig) -> st
     text = generate(model, tokenizer=tokenizer, prompts=[settings.sample_prompt], config=sampling)[0].text
     model.train(training)
     return settings.sample_prompt + text
-
-
-def _write_card(output: Path, config: RunConfig, model: LanguageModel, summary: dict[str, object]) -> None:
-    """`README.md` of the checkpoint: what it is and how to use it."""
-    facts = {"model": config.model.type, "parameters": sum(model.parameter_counts().values()), **summary}
-    rows = "\n".join(f"| {name.replace('_', ' ')} | {value} |" for name, value in facts.items() if value is not None)
-    with atomic_file(output / "README.md") as stream:
-        stream.write(
-            f"# {output.name}\n\nA language model trained with lm_retrieval.\n\n| | |\n|---|---|\n{rows}\n\n"
-            f"![loss curve]({CURVES_NAME})\n\n```\nlmr generate {output.name} --prompt 'Once'\n"
-            f"lmr embed CORPUS --encoder {output.name}\n```\n\nConfiguration:\n\n```json\n"
-            f"{json.dumps(config.model_dump(mode='json'), indent=2)}\n```\n"
-        )
-
-
-# --- processes of torchrun -----------------------------------------------------------------------------------------
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _local_device(name: str) -> torch.device:
-    device = resolve_device(name)
-    if device.type != "cuda" or ":" in name:
-        return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _process_group(device: str) -> Iterator[None]:
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    on_gpu = resolve_device(device).type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(_local_device(device))
-    # the others wait while process 0 reads and tokenizes the corpus, which may take long
-    torch.distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(hours=12))
-    try:
-        yield
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-@contextmanager
-def _rank_zero_first() -> Iterator[None]:
-    """Lets process 0 through the block before the others."""
-    if not torch.distributed.is_initialized():
-        yield
-        return
-    if _rank() != 0:
-        torch.distributed.barrier()
-    yield
-    if _rank() == 0:
-        torch.distributed.barrier()

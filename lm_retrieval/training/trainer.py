@@ -8,15 +8,13 @@ import contextlib
 import json
 import logging
 import math
-import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
 
 from lm_retrieval.artifacts import atomic_file, storage_errors
 from lm_retrieval.checkpoint import LAST_WEIGHTS_NAME, WEIGHTS_NAME, save_weights
@@ -27,6 +25,7 @@ from lm_retrieval.progress import Advance, progress
 from lm_retrieval.runtime import resolve_dtype
 from lm_retrieval.training.objectives import Evaluation, Objective
 from lm_retrieval.training.optimizer import build_optimizer, learning_rate
+from lm_retrieval.training.processes import rank, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +34,19 @@ TRAINER_STATE_NAME = "trainer.pt"
 StopReason = Literal["max_steps", "max_tokens", "max_epochs", "max_time", "patience", "interrupted"]
 
 
+class Batch(Protocol):
+    """What an objective takes: a tensor, or several."""
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Any: ...
+
+
 class Batches(Protocol):
     """Training data addressed by position, so that resuming can go on from any step."""
 
     steps_per_epoch: int
     tokens_per_step: int
 
-    def batch(self, epoch: int, step: int) -> Tensor: ...
+    def batch(self, epoch: int, step: int, *, parts: int = 1) -> Sequence[Batch]: ...
 
 
 @dataclass
@@ -99,12 +104,12 @@ class Trainer:
             sample,
             should_stop,
         )
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank, self.world_size = rank(), world_size()
         self.device = objective.model.device
         self.dtype = resolve_dtype(config.precision, self.device)
+        self.stored_dtype = torch.float16 if config.stored_precision == "float16" else torch.float32
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.optimizer = build_optimizer(objective, config)
+        self.optimizer = build_optimizer(objective, config, ratio=objective.learning_rate_ratio)
         self.position = Position()
         self.states: list[State | None] = [None] * config.accumulation_steps
         self.total_steps = _total_steps(config, batches)
@@ -167,12 +172,11 @@ class Trainer:
         epoch, step_in_epoch = divmod(position.step, self.batches.steps_per_epoch)
         if step_in_epoch == 0:
             self.states = [None] * config.accumulation_steps
-        batch = self.batches.batch(epoch, step_in_epoch)
-        parts = config.accumulation_steps * self.world_size
-        mine = batch.chunk(parts)[self.rank * config.accumulation_steps :][: config.accumulation_steps]
+        parts = self.batches.batch(epoch, step_in_epoch, parts=config.accumulation_steps * self.world_size)
+        mine = parts[self.rank * config.accumulation_steps :][: config.accumulation_steps]
         rate = learning_rate(position.step, progress=self._progress(), config=config)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["learning_rate_ratio"]
         loss = sum(self._micro_step(wrapped, place, rows) for place, rows in enumerate(mine))
         self.scaler.unscale_(self.optimizer)
         norm = float(
@@ -196,7 +200,7 @@ class Trainer:
             return f"the checkpoint in {self.folder} is from before; go on from it with --resume and"
         return "nothing was saved yet; start again with"
 
-    def _micro_step(self, wrapped: torch.nn.Module, place: int, rows: Tensor) -> float:
+    def _micro_step(self, wrapped: torch.nn.Module, place: int, rows: Batch) -> float:
         """Adds one micro-batch's gradients and returns its share of the step's loss."""
         last = place == self.config.accumulation_steps - 1
         quiet: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
@@ -259,7 +263,7 @@ class Trainer:
         if self.rank != 0:
             return
         if better:
-            save_weights(self.objective.model, self.folder / WEIGHTS_NAME)
+            self.objective.save_best(self.folder, dtype=self.stored_dtype)
         text = self.sample() if self.sample else None
         record = {"step": position.step, "tokens": position.tokens, **self._last_metrics}
         self._append(record | ({"sample": text} if text else {}))
@@ -312,10 +316,9 @@ class Trainer:
             torch.distributed.all_gather_object(ranks, mine)
         if self.rank != 0:
             return
-        model = self.objective.model
         if not (self.folder / WEIGHTS_NAME).is_file() or not math.isfinite(self.position.best_loss):
-            save_weights(model, self.folder / WEIGHTS_NAME)
-        save_weights(model, self.folder / LAST_WEIGHTS_NAME)
+            self.objective.save_best(self.folder, dtype=self.stored_dtype)
+        save_weights(self.objective.model, self.folder / LAST_WEIGHTS_NAME)
         state = {
             "position": vars(self.position),
             "objective": self.objective.state_dict(),

@@ -1,0 +1,77 @@
+"""`lmr tune`."""
+
+from pathlib import Path
+
+import click
+
+from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option
+from lm_retrieval.cli.train import echo_result, stop_on_signals
+
+
+@click.command(cls=Command)
+@click.argument("corpus_path", metavar="CORPUS", type=PATH)
+@click.option(
+    "--from",
+    "start",
+    default="lstm-base",
+    show_default=True,
+    help="Checkpoint to start from: an encoder or a language model.",
+)
+@click.option("--output", type=PATH, required=True, help="Checkpoint folder to write.")
+@click.option("--labels", help="A split of the corpus, a file of pairs, or none.  [default: train where there is one]")
+@click.option("--teacher", help="lsi, or the folder of a sentence-transformers model.  [default: none]")
+@click.option("--config", type=PATH, help="TOML file with [training] and [tuning].  [default: five minutes]")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
+@click.option("--max-time", help="Stop after this time, for example 90s, 5m, 1.5h.")
+@click.option("--resume", is_flag=True, help="Go on exactly where the run in --output was saved.")
+@device_option
+@corpus_options
+def tune(
+    corpus_path: Path,
+    start: str,
+    output: Path,
+    labels: str | None,
+    teacher: str | None,
+    config: Path | None,
+    overrides: tuple[str, ...],
+    max_time: str | None,
+    resume: bool,
+    device: str,
+    encoding: str,
+    text_column: str | None,
+) -> None:
+    """Teach an encoder your own text, so that it finds more in it.
+
+    Needs no labels: it learns from titles, headings and spans of the documents. Labels are used where there are some:
+    a BEIR folder with a train split, or a file of query and positive (and negatives) columns.
+
+    \b
+    Example:
+      lmr tune notes/ --output checkpoints/notes
+      lmr tune notes/ --output checkpoints/notes --teacher lsi --max-time 2m
+      lmr tune pairs.parquet --from lstm-base --output checkpoints/mine
+    """
+    from lm_retrieval.checkpoint import Checkpoint, find_checkpoint
+    from lm_retrieval.config import load_config, parse_duration
+    from lm_retrieval.corpus import open_corpus
+    from lm_retrieval.runtime import configure_torch
+    from lm_retrieval.tuning.run import tune as run_tuning
+    from lm_retrieval.tuning.run import tuning_config
+
+    if max_time is not None:
+        overrides = (*overrides, f"training.max_time_seconds={parse_duration(max_time)}")
+    settings = load_config(config, overrides=overrides, defaults=None if config else tuning_config())
+    configure_torch()
+    with stop_on_signals() as should_stop:
+        result = run_tuning(
+            open_corpus(corpus_path, encoding=encoding, text_column=text_column),
+            start=Checkpoint.load(find_checkpoint(start)),
+            config=settings,
+            output=output,
+            labels=labels,
+            teacher=teacher,
+            resume=resume,
+            device=device,
+            should_stop=should_stop,
+        )
+    echo_result(output, result)

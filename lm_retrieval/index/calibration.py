@@ -1,0 +1,101 @@
+"""Choosing the encoder's share in hybrid ranking without judgments.
+
+Titles and spans are taken out of documents and asked for: the share that ranks the rest of their document best is the
+one to use. Such pseudo-queries are easier than people's, but they weigh words against meaning much as people's do.
+
+Shapes: Q pseudo-queries, N texts to find.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_retrieval.corpus.pairs import Pair, corpus_pairs
+from lm_retrieval.index.fusion import DENSE_WEIGHT, weighted_sum
+from lm_retrieval.index.lexical import LexicalIndex, top_rows
+from lm_retrieval.records import Document
+
+WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
+_TEXTS = 1000
+_QUERIES = 300
+_MIN_TEXTS = 50
+_DEPTH = 100
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The chosen weight and what it rests on.
+
+    Attributes:
+        dense_weight: the encoder's share, 0..1.
+        queries: pseudo-queries asked; 0 where there was too little text and the default was taken.
+        scores: weight → mean nDCG@10 of the pseudo-queries.
+    """
+
+    dense_weight: float
+    queries: int = 0
+    scores: dict[float, float] | None = None
+
+
+def calibrate(documents: Iterable[Document], *, encode: Callable[[list[str]], NDArray[np.float32]]) -> Calibration:
+    """Tries every weight on pseudo-queries of an even sample of the documents.
+
+    Args:
+        documents: of the corpus.
+        encode: texts → (N, D) unit vectors.
+    """
+    kinds: dict[str, list[Pair]] = {"titles": [], "spans": []}
+    for pair in corpus_pairs(_sample(documents), spans_per_document=1):
+        kinds[pair.source].append(pair)
+    used = [pairs for pairs in kinds.values() if len(pairs) >= _MIN_TEXTS]
+    if not used:
+        return Calibration(DENSE_WEIGHT)
+    curves = [_scores(pairs, encode) for pairs in used]
+    scores = {weight: float(np.mean([curve[weight] for curve in curves])) for weight in WEIGHTS}
+    asked = sum(min(_QUERIES, len(pairs)) for pairs in used)
+    return Calibration(_middle_of_best(scores), asked, scores)
+
+
+def _middle_of_best(scores: dict[float, float]) -> float:
+    """The middle of the weights within 0.002 of the best: a curve's top is flat, and its highest point is chance."""
+    best = max(scores.values())
+    near = [weight for weight, score in scores.items() if score >= best - 0.002]
+    return near[len(near) // 2]
+
+
+def _scores(pairs: Sequence[Pair], encode: Callable[[list[str]], NDArray[np.float32]]) -> dict[float, float]:
+    """Weight → mean nDCG@10; each query has one right text, at `rank` worth 1 / log2(rank + 1)."""
+    texts = [pair.positive for pair in pairs]
+    queries = [pair.query for pair in pairs[:_QUERIES]]
+    lexical = LexicalIndex.build(texts)
+    cosines = encode(queries) @ encode(texts).T  # (Q, N)
+    totals = dict.fromkeys(WEIGHTS, 0.0)
+    for row, query in enumerate(queries):
+        words = _ranking(*lexical.search(query, _DEPTH))
+        meaning = _ranking(*top_rows(cosines[row], _DEPTH))
+        for weight in WEIGHTS:
+            fused = weighted_sum(words, meaning, dense_weight=weight)
+            own = fused.get(str(row), 0.0)
+            rank = 1 + sum(score > own for score in fused.values()) if own > 0 else len(texts)
+            totals[weight] += 1 / np.log2(rank + 1) if rank <= 10 else 0.0
+    return {weight: total / len(queries) for weight, total in totals.items()}
+
+
+def _ranking(rows: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[str, float]:
+    return {str(row): float(score) for row, score in zip(rows, scores, strict=True)}
+
+
+def _sample(documents: Iterable[Document]) -> list[Document]:
+    """An even sample (reservoir), in random order; the same one for the same documents."""
+    generator = random.Random(0)
+    kept: list[Document] = []
+    for seen, document in enumerate(documents):
+        if len(kept) < _TEXTS:
+            kept.append(document)
+        elif (place := generator.randrange(seen + 1)) < _TEXTS:
+            kept[place] = document
+    generator.shuffle(kept)
+    return kept

@@ -1,0 +1,164 @@
+"""Contrastive training: a query close to its document, far from the other documents of the batch.
+
+InfoNCE with in-batch negatives (van den Oord et al., 2018, arXiv:1807.03748), in both directions, with a learned
+temperature (Radford et al., 2021, arXiv:2103.00020). With a teacher, the similarities of all texts of the batch are
+matched too: the student's distribution over the others of each text against the teacher's.
+
+Shapes: B pairs, N negatives of a pair, T tokens, D hidden, E dimensions of a vector.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lm_retrieval.checkpoint import POOLING_NAME, save_weights
+from lm_retrieval.config import TuningConfig
+from lm_retrieval.models import LanguageModel, LearnedPooling, State
+from lm_retrieval.training.objectives import Evaluation, Objective
+from lm_retrieval.training.pair_batches import PairBatch
+
+_MAX_SCALE = 100.0
+_LM_TOKENS = 1024  # tokens of a step that the next-token term looks at
+
+
+class ContrastiveObjective(Objective):
+    """InfoNCE, a teacher's similarities and the next token, each with its weight."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        pooling: LearnedPooling,
+        *,
+        config: TuningConfig,
+        validation: Sequence[PairBatch],
+        dev_score: Callable[[], float] | None = None,
+    ) -> None:
+        """Prepares the loss.
+
+        Args:
+            model: encodes; also trained, unless `config.train_language_model` is off.
+            pooling: makes one vector per text; trained.
+            config: weights and temperatures.
+            validation: held-out batches.
+            dev_score: a ranking measure on a dev split, higher is better; decides which weights are best.
+        """
+        super().__init__()
+        self.model, self.pooling, self.config = model, pooling, config
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature), device=model.device))
+        self.validation, self.dev_score = validation, dev_score
+        self.steps_done: Tensor
+        self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))  # part of what a resumed run restores
+        if not config.train_language_model:
+            model.requires_grad_(requires_grad=False)
+
+    def forward(self, batch: PairBatch, state: State | None) -> tuple[Tensor, None]:
+        """The weighted sum of the terms."""
+        words_only = int(self.steps_done) < self.config.words_only_steps
+        self.steps_done += 1
+        documents, hidden = self.vectors(batch.document_ids, batch.document_lengths, words_only=words_only)
+        queries, _ = self.vectors(batch.query_ids, batch.query_lengths, words_only=words_only)
+        loss = self._ranking_loss(queries, documents, batch)
+        if self.config.next_token_weight and hidden is not None:
+            loss = loss + self.config.next_token_weight * self._next_token(hidden, batch)
+        return loss, None
+
+    def vectors(self, token_ids: Tensor, lengths: Tensor, *, words_only: bool = False) -> tuple[Tensor, Tensor | None]:
+        """(B, E) unit vectors in float32, and the (B, T, D) hidden states they come from, unless only words count."""
+        hidden = None if words_only else self.model(token_ids).hidden
+        return functional.normalize(self.pooling(hidden, token_ids, lengths), dim=1), hidden
+
+    def _ranking_loss(self, queries: Tensor, documents: Tensor, batch: PairBatch) -> Tensor:
+        config = self.config
+        loss = queries.new_zeros(())
+        with torch.autocast(queries.device.type, enabled=False):
+            scale = self.log_scale.exp().clamp(max=_MAX_SCALE)
+            if config.contrastive_weight:
+                loss = loss + config.contrastive_weight * info_nce(queries, documents, batch.documents, scale=scale)
+            if config.teacher_weight and batch.query_targets.any():
+                texts = torch.cat((queries, documents[: len(queries)]))
+                targets = torch.cat((batch.query_targets, batch.document_targets))
+                loss = loss + config.teacher_weight * similarity_matching(
+                    texts, targets, scale=scale, teacher_scale=1 / config.teacher_temperature
+                )
+        return loss
+
+    def _next_token(self, hidden: Tensor, batch: PairBatch) -> Tensor:
+        """Cross-entropy of the next token in some of the documents."""
+        ids, lengths = batch.document_ids, batch.document_lengths
+        rows = max(1, _LM_TOKENS // ids.shape[1])
+        known = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:rows, None]
+        return self.model.loss(hidden[:rows, :-1][known], ids[:rows, 1:][known])
+
+    @torch.no_grad()
+    def evaluate(self) -> Evaluation:
+        """Loss on held-out pairs and how often the right document is nearest; on a dev split its measure too."""
+        training = self.training
+        self.eval()
+        loss = hits = pairs = 0.0
+        for batch in self.validation:
+            batch = batch.to(self.model.device)  # noqa: PLW2901
+            queries, _ = self.vectors(batch.query_ids, batch.query_lengths)
+            documents, _ = self.vectors(batch.document_ids, batch.document_lengths)
+            loss += float(self._ranking_loss(queries, documents, batch)) * len(queries)
+            scores = _masked_scores(queries, documents, batch.documents)
+            hits += float((scores.argmax(1) == torch.arange(len(queries), device=scores.device)).sum())
+            pairs += len(queries)
+        metrics = {"validation_loss": loss / max(1.0, pairs), "validation_accuracy": hits / max(1.0, pairs)}
+        criterion = metrics["validation_loss"]
+        if self.dev_score is not None:
+            metrics["dev_ndcg@10"] = self.dev_score()
+            criterion = -metrics["dev_ndcg@10"]
+        self.train(training)
+        return Evaluation(criterion, metrics)
+
+    def learning_rate_ratio(self, name: str) -> float:
+        """Token vectors and weights, and the temperature, learn faster."""
+        fast = name in ("pooling.token_vectors", "pooling.log_weights", "log_scale")
+        return self.config.token_learning_rate_ratio if fast else 1.0
+
+    def save_best(self, folder: Path, *, dtype: torch.dtype) -> None:
+        """Writes the language model's and the pooling's weights."""
+        super().save_best(folder, dtype=dtype)
+        save_weights(self.pooling, folder / POOLING_NAME, dtype=dtype)
+
+
+def info_nce(queries: Tensor, documents: Tensor, numbers: Tensor, *, scale: Tensor) -> Tensor:
+    """Mean of query → document and document → query cross-entropy.
+
+    Args:
+        queries: (B, E) unit vectors.
+        documents: (B·(1 + N), E) unit vectors, the B positives first; all are candidates for every query.
+        numbers: (B·(1 + N),) equal where two documents are the same: those are not each other's negatives.
+        scale: inverse temperature.
+    """
+    scores = scale * _masked_scores(queries, documents, numbers)
+    right = torch.arange(len(queries), device=queries.device)
+    forward = functional.cross_entropy(scores, right)
+    backward = functional.cross_entropy(scores[:, : len(queries)].T, right)
+    return (forward + backward) / 2
+
+
+def _masked_scores(queries: Tensor, documents: Tensor, numbers: Tensor) -> Tensor:
+    """(B, B·(1 + N)) cosines; the query's own document, where it stands a second time, is out of the race."""
+    same = numbers[: len(queries), None] == numbers
+    same &= ~torch.eye(len(queries), len(documents), dtype=torch.bool, device=queries.device)
+    return (queries @ documents.T).masked_fill(same, -1e4)
+
+
+def similarity_matching(texts: Tensor, targets: Tensor, *, scale: Tensor, teacher_scale: float) -> Tensor:
+    """Mean KL divergence, over texts, from the teacher's distribution over the other texts to the student's.
+
+    Args:
+        texts: (M, E) unit vectors of the student.
+        targets: (M, D) unit vectors of the teacher.
+        scale: the student's inverse temperature.
+        teacher_scale: the teacher's.
+    """
+    itself = torch.eye(len(texts), dtype=torch.bool, device=texts.device)
+    student = (scale * texts @ texts.T).masked_fill(itself, -1e4).log_softmax(1)
+    teacher = (teacher_scale * targets @ targets.T).masked_fill(itself, -1e4).log_softmax(1)
+    return functional.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -1,0 +1,191 @@
+"""What a tuning run learns from: pairs, found or made, with the teacher's word on them, and what is held out."""
+
+import logging
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lm_retrieval.checkpoint import Checkpoint
+from lm_retrieval.config import RunConfig, TuningConfig
+from lm_retrieval.corpus import Corpus
+from lm_retrieval.corpus.pairs import Pair, corpus_pairs, holds_pairs, judged_pairs, read_pairs
+from lm_retrieval.encoding.encoder import Encoder
+from lm_retrieval.errors import CorpusError
+from lm_retrieval.evaluation.evaluator import evaluate
+from lm_retrieval.records import Document
+from lm_retrieval.tokenizer import Tokenizer
+from lm_retrieval.training.pair_batches import TokenizedPairs
+from lm_retrieval.training.teacher import Teacher
+from lm_retrieval.tuning.mining import mine_negatives
+from lm_retrieval.tuning.teachers import BlendedTeacher, find_teacher
+
+logger = logging.getLogger(__name__)
+
+MIN_DOCUMENTS = 50
+NO_LABELS = "none"
+_MAX_PAIRS = 1_000_000
+_DEV_DOCUMENTS = 20_000
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from.
+
+    Attributes:
+        dev_score: nDCG@10 of an encoder on the corpus's dev split, where it has one.
+        refit: the teacher was made around the start's encoder, whose pooling is to be fitted to it first.
+        facts: for the manifest.
+    """
+
+    training: TokenizedPairs
+    validation: TokenizedPairs
+    dev_score: Callable[[Encoder], float] | None
+    refit: bool
+    facts: dict[str, Any]
+
+
+def gather(
+    corpus: Corpus, start: Checkpoint, config: RunConfig, *, labels: str | None, teacher: str | None, cache: Path
+) -> Material:
+    """Pairs of a corpus or of files, split and tokenized.
+
+    Raises:
+        CorpusError: too little text, or labels that cannot be used.
+        CheckpointError, ConfigError: a teacher that cannot be used.
+    """
+    settings = config.tuning
+    documents: dict[str, Document] = {}
+    if labels is None and holds_pairs(corpus.path):
+        pairs = list(read_pairs(corpus.path))
+    else:
+        documents = {document.doc_id: document for document in corpus.documents()}
+        _refuse_small(documents, corpus)
+        pairs = _labelled(corpus, documents, labels)
+        if pairs and settings.hard_negatives:
+            pairs = mine_negatives(pairs, documents, count=settings.hard_negatives, encoder=_encoder_of(start))
+        seed, spans = config.training.seed, settings.spans_per_document
+        pairs += corpus_pairs(documents.values(), seed=seed, spans_per_document=spans)
+    pairs = _usable(pairs, settings, start.tokenizer, seed=config.training.seed)
+    held_out, training = _split(pairs, settings.validation_pairs)
+    guide = find_teacher(teacher, documents=documents, cache=cache, encoder=_encoder_of(start), held_out=held_out)
+    logger.info("%s pairs to learn from, %s held out", f"{len(training):,}", f"{len(held_out):,}")
+    return Material(
+        training=_tokenized(training, start.tokenizer, settings, guide),
+        validation=_tokenized(held_out, start.tokenizer, settings, guide),
+        dev_score=_dev_score(corpus, documents),
+        refit=isinstance(guide, BlendedTeacher),
+        facts={
+            "corpus_path": str(corpus.path.resolve()),
+            "pairs": len(training),
+            "teacher": guide.name if guide else None,
+            "teacher_sha256": guide.fingerprint if guide else None,
+            "tuned_from": start.name,
+        },
+    )
+
+
+def _refuse_small(documents: dict[str, Document], corpus: Corpus) -> None:
+    different = len({document.content for document in documents.values() if document.content.strip()})
+    if different < MIN_DOCUMENTS:
+        found = f"{len(documents):,} documents, {different:,} different ones with text"
+        raise CorpusError(
+            f"{corpus.path}: too little to tune on ({found}; at least {MIN_DOCUMENTS} are needed); "
+            "use the encoder as it is, or add text"
+        )
+
+
+def _labelled(corpus: Corpus, documents: dict[str, Document], labels: str | None) -> list[Pair]:
+    if labels == NO_LABELS or (labels is None and "train" not in corpus.splits):
+        return []
+    split = labels or "train"
+    if split in corpus.splits:
+        return list(judged_pairs(documents, corpus.queries(), corpus.qrels(split)))
+    if Path(split).exists():
+        return list(read_pairs(Path(split), documents=documents))
+    found = ", ".join([*corpus.splits, NO_LABELS])
+    raise CorpusError(f"--labels {split}: neither a split of {corpus.path} nor a file; splits found: {found}")
+
+
+def _usable(pairs: list[Pair], settings: TuningConfig, tokenizer: Tokenizer, *, seed: int) -> list[Pair]:
+    """Pairs with text on both sides, texts cut, in random order; at most `_MAX_PAIRS`."""
+    order = list(range(len(pairs)))
+    random.Random(seed).shuffle(order)
+    usable = []
+    for place in order[:_MAX_PAIRS]:
+        pair = pairs[place]
+        cut = pair._replace(
+            query=clip(pair.query, settings.max_text_characters),
+            positive=clip(pair.positive, settings.max_text_characters),
+            negatives=tuple(clip(text, settings.max_text_characters) for text in pair.negatives),
+        )
+        if tokenizer.encode(cut.query) and tokenizer.encode(cut.positive):
+            usable.append(cut)
+    if len({pair.document for pair in usable}) < MIN_DOCUMENTS:
+        raise CorpusError(
+            f"only {len(usable):,} pairs from {len({pair.document for pair in usable}):,} documents to learn from; "
+            f"at least {MIN_DOCUMENTS} documents with a title and text, or with 24 words, are needed"
+        )
+    return usable
+
+
+def clip(text: str, max_characters: int) -> str:
+    """The text's first characters, cut between words."""
+    return text if len(text) <= max_characters else text[:max_characters].rsplit(" ", 1)[0]
+
+
+def _split(pairs: list[Pair], wanted: int) -> tuple[list[Pair], list[Pair]]:
+    """Held-out and training pairs; no document is on both sides."""
+    limit = max(1, min(wanted, len(pairs) // 10))
+    documents = {pair.document for pair in pairs[:limit]}
+    held_out = [pair for pair in pairs if pair.document in documents][:limit]
+    return held_out, [pair for pair in pairs if pair.document not in documents]
+
+
+def _tokenized(
+    pairs: Sequence[Pair], tokenizer: Tokenizer, settings: TuningConfig, teacher: Teacher | None
+) -> TokenizedPairs:
+    """Token ids and the teacher's vectors; beyond `max_taught_pairs` a pair's target is zero, which means none."""
+    taught = len(pairs) if settings.max_taught_pairs is None else min(len(pairs), settings.max_taught_pairs)
+    targets: list[NDArray[np.float16] | None] = [None, None]
+    if teacher is not None:
+        sides = ([pair.query for pair in pairs[:taught]], [pair.positive for pair in pairs[:taught]])
+        targets = [np.asarray(teacher.encode(side), np.float16) for side in sides]
+        targets = [np.pad(side, ((0, len(pairs) - taught), (0, 0))) for side in targets if side is not None]
+        pairs = [*pairs[:taught], *(pair._replace(source=f"{pair.source}, untaught") for pair in pairs[taught:])]
+    return TokenizedPairs(
+        pairs,
+        tokenizer=tokenizer,
+        max_length=settings.max_length_tokens,
+        query_targets=targets[0],
+        document_targets=targets[1],
+    )
+
+
+def _encoder_of(start: Checkpoint) -> Encoder | None:
+    """The encoder that a checkpoint is already; a mere language model ranks too badly to mine with."""
+    return Encoder(start) if start.pooling is not None else None
+
+
+def _dev_score(corpus: Corpus, documents: dict[str, Document]) -> Callable[[Encoder], float] | None:
+    """nDCG@10 on the corpus's dev split, where it has one."""
+    if "dev" not in corpus.splits or not documents or len(documents) > _DEV_DOCUMENTS:
+        return None
+    qrels = corpus.qrels("dev")
+    texts = {query.query_id: query.text for query in corpus.queries() if query.query_id in qrels}
+    doc_ids = list(documents)
+    contents = [documents[doc_id].content for doc_id in doc_ids]
+
+    def score(encoder: Encoder) -> float:
+        scores = encoder.encode(list(texts.values())) @ encoder.encode(contents).T
+        run = {}
+        for query_id, row in zip(texts, scores, strict=True):
+            best = np.argsort(-row, kind="stable")[:10]
+            run[query_id] = {doc_ids[place]: float(row[place]) for place in best}
+        return evaluate(qrels, run, measures=("nDCG@10",)).measures["nDCG@10"]
+
+    return score

@@ -1,0 +1,194 @@
+"""`tune`: contrastive training of an encoder, in the one trainer."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lm_retrieval.artifacts import folder_lock, sha256_bytes, write_json
+from lm_retrieval.checkpoint import (
+    CONFIG_NAME,
+    TOKENIZER_NAME,
+    Checkpoint,
+    is_checkpoint,
+    read_config,
+    write_checkpoint_manifest,
+)
+from lm_retrieval.config import EncoderConfig, RunConfig, TrainingConfig
+from lm_retrieval.corpus import Corpus
+from lm_retrieval.encoding.encoder import Encoder
+from lm_retrieval.errors import CheckpointError, MismatchError
+from lm_retrieval.models import LearnedPooling
+from lm_retrieval.runtime import seed_everything
+from lm_retrieval.tokenizer import Tokenizer
+from lm_retrieval.training.card import write_card
+from lm_retrieval.training.contrastive import ContrastiveObjective
+from lm_retrieval.training.curves import draw_curves
+from lm_retrieval.training.pair_batches import PairBatches, TokenizedPairs
+from lm_retrieval.training.processes import local_device, process_group, rank, rank_zero_first, world_size
+from lm_retrieval.training.run import check_resumable
+from lm_retrieval.training.trainer import Position, Trainer, TrainingResult
+from lm_retrieval.tuning.material import Material, gather
+from lm_retrieval.tuning.start import taught_pooling, untaught_pooling
+
+_FIT_PAIRS = 6_000
+_EVAL_BATCH = 256
+
+
+def tuning_config() -> RunConfig:
+    """What `lmr tune` does without a configuration file: five minutes of contrastive training."""
+    training = TrainingConfig(
+        max_epochs=None,
+        max_time_seconds=300.0,
+        batch_size=256,
+        learning_rate=1e-3,
+        warmup_steps=20,
+        weight_decay=0.0,
+        eval_interval_steps=100,
+        patience_evaluations=5,
+        log_interval_steps=10,
+        sample_tokens=0,
+    )
+    return RunConfig(training=training, encoder=EncoderConfig(pooling="learned"))
+
+
+def tune(
+    corpus: Corpus,
+    *,
+    start: Checkpoint,
+    config: RunConfig,
+    output: Path,
+    labels: str | None = None,
+    teacher: str | None = None,
+    teacher_cache: Path = Path("checkpoints") / ".teachers",
+    resume: bool = False,
+    device: str = "auto",
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainingResult:
+    """Trains an encoder contrastively.
+
+    Args:
+        corpus: unlabelled text, a BEIR folder, or a file or folder of (query, positive) pairs.
+        start: language model or encoder to go on from; its model, tokenizer and pooling are used.
+        config: training and tuning sections.
+        output: checkpoint folder; it must not hold a checkpoint yet unless `resume`.
+        labels: a split of a BEIR folder, or a file of pairs; `none` uses the text alone. By default the split `train`
+            where there is one.
+        teacher: `lsi` for the corpus's own statistics, or the folder of a sentence-transformers model.
+        teacher_cache: where the vectors of a sentence-transformers teacher are kept.
+        resume: continue the run in `output` exactly where it was saved.
+        device: `auto`, `cpu` or `cuda`.
+        should_stop: asked after every step; True saves and ends the run.
+
+    Raises:
+        CorpusError: too little text, or labels that cannot be used.
+        CheckpointError: `output` holds a checkpoint already, nothing to resume, or the teacher is no model.
+        ConfigError, MismatchError, TrainingError, StorageError: see their messages.
+    """
+    config = config.model_copy(
+        update={
+            "model": start.config.model,
+            "tokenizer": start.config.tokenizer,
+            "encoder": start.config.encoder.model_copy(update={"pooling": "learned", "layers": "last"}),
+        }
+    )
+    with folder_lock(output) if rank() == 0 else nullcontext(), process_group(device):
+        if resume:
+            _check_run(output, start, config)
+        elif rank() == 0 and is_checkpoint(output):
+            raise CheckpointError(
+                f"{output}: holds a checkpoint already; add --resume to go on, or choose another --output"
+            )
+        seed_everything(config.training.seed)
+        with rank_zero_first():
+            material = gather(corpus, start, config, labels=labels, teacher=teacher, cache=teacher_cache)
+        return _run(material, start, config, output, corpus, resume, device, should_stop)
+
+
+def _check_run(output: Path, start: Checkpoint, config: RunConfig) -> None:
+    if not is_checkpoint(output):
+        raise CheckpointError(f"{output}: nothing to resume; tune without --resume")
+    if Tokenizer.load(output / TOKENIZER_NAME).fingerprint != start.tokenizer.fingerprint:
+        raise MismatchError(f"{output}: was tuned with another tokenizer than {start.path} has; give the same --from")
+    check_resumable(read_config(output), config, output)
+
+
+def _run(
+    material: Material,
+    start: Checkpoint,
+    config: RunConfig,
+    output: Path,
+    corpus: Corpus,
+    resume: bool,
+    device: str,
+    should_stop: Callable[[], bool],
+) -> TrainingResult:
+    settings = config.training
+    model = start.model.to(local_device(device))
+    pooling = _pooling(start, material.training, refit=material.refit).to(model.device)
+    parts = settings.accumulation_steps * world_size()
+    batches = PairBatches(
+        material.training,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        token_dropout=config.tuning.token_dropout,
+        multiple_of=parts,
+    )
+    current = Encoder(
+        Checkpoint(model, start.tokenizer, config, {}, output, pooling), config=config.encoder.model_copy()
+    )
+    dev_score = material.dev_score
+    objective = ContrastiveObjective(
+        model,
+        pooling,
+        config=config.tuning,
+        validation=_validation_batches(material.validation),
+        dev_score=(lambda: dev_score(current)) if dev_score else None,
+    )
+    if rank() == 0:
+        write_json(output / CONFIG_NAME, config.model_dump(mode="json"))
+        start.tokenizer.save(output / TOKENIZER_NAME)
+
+    def complete(position: Position) -> None:
+        summary = {
+            "steps": position.step,
+            "training_tokens": position.tokens,
+            "training_seconds": round(position.elapsed_seconds, 1),
+            "best_step": position.best_step,
+            "training_data_sha256": material.training.fingerprint,
+            **material.facts,
+        }
+        draw_curves(output)
+        write_card(output, config, model, {key: value for key, value in summary.items() if key != "corpus_path"})
+        write_checkpoint_manifest(output, model=model, tokenizer=start.tokenizer, summary=summary)
+
+    trainer = Trainer(
+        objective,
+        batches=batches,
+        config=settings,
+        folder=output,
+        data_fingerprint=sha256_bytes(material.training.fingerprint.encode(), material.validation.fingerprint.encode()),
+        on_save=complete,
+        should_stop=should_stop,
+    )
+    return trainer.run(resume=resume)
+
+
+def _pooling(start: Checkpoint, pairs: TokenizedPairs, *, refit: bool) -> LearnedPooling:
+    """The start's pooling, fitted to the teacher first where it has none or the teacher is made for it."""
+    if start.pooling is not None and not refit:
+        return start.pooling
+    taught = np.flatnonzero(pairs.document_targets.any(axis=1))[:_FIT_PAIRS]
+    if not len(taught):
+        return start.pooling or untaught_pooling(start, [*pairs.queries, *pairs.positives])
+    targets = np.concatenate((pairs.query_targets[taught], pairs.document_targets[taught])).astype(np.float32)
+    texts = [side[row] for side in (pairs.queries, pairs.positives) for row in taught]
+    return taught_pooling(start, texts, targets)
+
+
+def _validation_batches(pairs: TokenizedPairs) -> list[Any]:
+    batches = PairBatches(pairs, batch_size=min(_EVAL_BATCH, len(pairs)), seed=0)
+    size = batches.batch_size
+    return [batches.gather(np.arange(start, start + size)) for start in range(0, len(pairs) - size + 1, size)]
