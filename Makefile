@@ -1,5 +1,6 @@
 # make demo   everything once, on the built-in corpus      make test   what CI runs
 # make check  lint, types, layers only                     make bench  measurements
+# make base-lstm PAIRS=folder TEACHER=folder                train the shipped encoder again (also base-transformer)
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +11,7 @@ DEMO := checkpoints/demo-lstm
 # one thread per test process: two processes fill two cores
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench base-lstm base-transformer clean
 
 demo: $(VENV)/.core
 	$(LMR) corpus build python-docs
@@ -40,6 +41,16 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.core
 	$(BIN)/python benchmarks/memory.py --quick
+
+# three stages: language model, token vectors, everything; TEACHER is the folder of a sentence-transformers model
+base-lstm base-transformer: base-%: $(VENV)/.core
+	@test -n "$(PAIRS)" && test -n "$(TEACHER)" || { echo "needs PAIRS=folder and TEACHER=folder"; exit 2; }
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable '.[teacher]'
+	$(LMR) train configs/$*-base.toml --corpus $(PAIRS) --output checkpoints/new-$*-base-lm
+	$(LMR) tune $(PAIRS) --from new-$*-base-lm --config configs/base-words.toml --teacher $(TEACHER) \
+	    --output checkpoints/new-$*-base-words
+	$(LMR) tune $(PAIRS) --from new-$*-base-words --config configs/base-tuning.toml --teacher $(TEACHER) \
+	    --output checkpoints/new-$*-base
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'

@@ -1,65 +1,110 @@
 """nDCG@10 of every system on several judged collections, in one table.
 
-    python benchmarks/quality.py --encoder checkpoints/lstm --encoder checkpoints/transformer \
-        --postprocess none --postprocess center --postprocess whiten corpora/cranfield corpora/python-docs
+    python benchmarks/quality.py --encoder lstm-base --encoder transformer-base --encoder wikitext2-lstm:whiten \
+        --sentence-transformer all-MiniLM-L6-v2 --results quality corpora/cranfield corpora/python-docs
 
-A row per system, a column per collection; the same figures as `lmr evaluate COLLECTION` gives one by one. Writes
-benchmarks/results/quality.json and prints the Markdown table.
+A row per system, a column per collection; the same figures as `lmr evaluate COLLECTION` gives one by one. An encoder
+may carry a postprocess (`name:none`, `name:center`, `name:whiten`) to be used instead of its own. Writes
+benchmarks/results/RESULTS.json and prints the Markdown table.
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from lm_retrieval.checkpoint import find_checkpoint
-from lm_retrieval.corpus import open_corpus
-from lm_retrieval.experiment import Comparison, compare_systems, encoder_variants
+from lm_retrieval.corpus import Corpus, open_corpus
+from lm_retrieval.encoding.encoder import Encoder
+from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES, evaluate
+from lm_retrieval.experiment import compare_systems, encoder_variants
 from lm_retrieval.runtime import configure_torch
+from lm_retrieval.training.teacher import CachedTeacher, SentenceTransformerTeacher
 
-RESULTS = Path(__file__).parent / "results" / "quality.json"
+RESULTS = Path(__file__).parent / "results"
+TEACHERS = Path("checkpoints") / ".teachers"
+Rows = dict[str, dict[str, float]]
 
 
 @click.command()
 @click.argument("collections", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
-@click.option("--encoder", "encoders", multiple=True)
-@click.option("--postprocess", "postprocesses", multiple=True, default=["none", "center", "whiten"])
+@click.option("--encoder", "encoders", multiple=True, help="NAME or NAME:POSTPROCESS; repeatable.")
+@click.option("--sentence-transformer", "peers", multiple=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--rerank", is_flag=True, help="Also hybrid reordered by each encoder's language model.")
 @click.option("--split", default="test")
+@click.option("--results", default="quality", help="Name of the JSON file.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="of the encoders' arithmetic"
 )
 def main(
-    collections: tuple[Path, ...], encoders: tuple[str, ...], postprocesses: tuple[str, ...], split: str, dtype: Any
+    collections: tuple[Path, ...],
+    encoders: tuple[str, ...],
+    peers: tuple[Path, ...],
+    rerank: bool,
+    split: str,
+    results: str,
+    dtype: Any,
 ) -> None:
     """Evaluates every collection and prints one table."""
     configure_torch()
-    comparisons = []
+    columns: dict[str, Rows] = {}
     for path in collections:
-        variants = [
-            pair
-            for name in encoders
-            for pair in encoder_variants(find_checkpoint(name), postprocesses=postprocesses, dtype=dtype)
-        ]
-        comparisons.append(compare_systems(open_corpus(path), split=split, encoders=variants))
-        click.echo(f"{path.name} done", err=True)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps([comparison.to_dict() for comparison in comparisons], indent=2) + "\n")
-    print_table(comparisons)
+        corpus = open_corpus(path)
+        started = time.perf_counter()
+        variants = [variant for name in encoders for variant in load_variant(name, dtype)]
+        comparison = compare_systems(corpus, split=split, encoders=variants, rerank=rerank)
+        rows = {system.name: system.evaluation.measures for system in comparison.systems}
+        columns[comparison.corpus] = rows | {f"dense:{peer.name}": peer_row(corpus, peer, split) for peer in peers}
+        click.echo(f"{path.name} done in {time.perf_counter() - started:.0f} s", err=True)
+    write_results(results, {"split": split, "dtype": dtype, "measures": columns})
+    print_table({name: {row: m["nDCG@10"] for row, m in rows.items()} for name, rows in columns.items()})
 
 
-def print_table(comparisons: list[Comparison]) -> None:
+def load_variant(name: str, dtype: Any) -> list[tuple[str, Encoder]]:
+    """The encoder meant by NAME or NAME:POSTPROCESS, under a name that tells it apart."""
+    checkpoint, _, postprocess = name.partition(":")
+    postprocesses = [postprocess] if postprocess else []
+    return encoder_variants(find_checkpoint(checkpoint), postprocesses=postprocesses, dtype=dtype)
+
+
+def peer_row(corpus: Corpus, folder: Path, split: str) -> dict[str, float]:
+    """Measures of a sentence-transformers model, whose vectors are kept for the next time."""
+    peer = CachedTeacher(SentenceTransformerTeacher(folder), TEACHERS)
+    documents = list(corpus.documents())
+    known = {document.doc_id for document in documents}
+    qrels = {
+        query_id: {doc_id: grade for doc_id, grade in grades.items() if doc_id in known}
+        for query_id, grades in corpus.qrels(split).items()
+    }
+    queries = [query for query in corpus.queries() if query.query_id in qrels]
+    vectors = peer.encode([document.content for document in documents], show_progress=True).astype(np.float32)
+    scores = peer.encode([query.text for query in queries]).astype(np.float32) @ vectors.T
+    run = {}
+    for query, row in zip(queries, scores, strict=True):
+        best = np.argsort(-row, kind="stable")[:1000]
+        run[query.query_id] = {documents[place].doc_id: float(row[place]) for place in best}
+    return evaluate(qrels, run, measures=DEFAULT_MEASURES).measures
+
+
+def write_results(name: str, content: Any) -> None:
+    """Writes benchmarks/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def print_table(columns: dict[str, dict[str, float]], *, corner: str = "nDCG@10") -> None:
     """Markdown, the best of each column in bold."""
-    columns = [{s.name: s.evaluation.measures["nDCG@10"] for s in c.systems} for c in comparisons]
-    print("| nDCG@10 | " + " | ".join(comparison.corpus for comparison in comparisons) + " |")
+    print(f"| {corner} | " + " | ".join(columns) + " |")
     print("|---|" + "--:|" * len(columns))
-    for name in columns[0]:
-        cells = [f"{column[name]:.3f}" for column in columns]
-        marked = [
-            f"**{cell}**" if column[name] == max(column.values()) else cell
-            for cell, column in zip(cells, columns, strict=True)
+    for name in next(iter(columns.values())):
+        cells = [
+            f"**{column[name]:.3f}**" if column[name] == max(column.values()) else f"{column[name]:.3f}"
+            for column in columns.values()
         ]
-        print(f"| {name} | " + " | ".join(marked) + " |")
+        print(f"| {name} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

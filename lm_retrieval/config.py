@@ -189,8 +189,8 @@ class TuningConfig(Section):
     temperature: Annotated[float, Field(gt=0)] = 0.05
     """Start of the learned temperature."""
     teacher_temperature: Annotated[float, Field(gt=0)] = 0.05
-    words_only_steps: NonNegativeInt = 0
-    """So many steps at the start leave the language model out: they cost a tenth and bring the token vectors far."""
+    words_only: bool = False
+    """Leave the language model out: only token vectors and weights learn. A step costs a tenth; a good first stage."""
     token_learning_rate_ratio: Annotated[float, Field(gt=0)] = 5.0
     """Token vectors and weights learn so many times faster: each sees few of the steps."""
     train_language_model: bool = True

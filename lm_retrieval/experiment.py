@@ -17,7 +17,7 @@ from lm_retrieval.index.lsi import LsiIndex
 from lm_retrieval.progress import progress
 from lm_retrieval.records import Query, Run
 from lm_retrieval.runtime import Precision
-from lm_retrieval.search import Searcher
+from lm_retrieval.search import Mode, Rerank, Searcher
 
 DEPTH = 1000
 
@@ -27,7 +27,7 @@ class SystemResult:
     """One row of the table.
 
     Attributes:
-        name: `bm25`, `lsi-256`, `dense:<encoder>` or `hybrid:<encoder>`.
+        name: `bm25`, `lsi-256`, `dense:<encoder>`, `hybrid:<encoder>` or `hybrid+lm:<encoder>`.
         run: query_id → doc_id → score, at most 1,000 documents each.
     """
 
@@ -77,6 +77,7 @@ def compare_systems(
     split: str,
     encoders: Sequence[tuple[str, Encoder]] = (),
     measures: Sequence[str] = DEFAULT_MEASURES,
+    rerank: bool = False,
 ) -> Comparison:
     """Ranks every judged query with every system and scores the runs.
 
@@ -85,6 +86,7 @@ def compare_systems(
         split: which judgments.
         encoders: name and encoder of each pair of dense and hybrid rows; unfitted ones are fitted on the corpus.
         measures: ir-measures names.
+        rerank: add a row with the hybrid ranking reordered by the encoder's language model.
 
     Raises:
         CorpusError: no queries or judgments, or judged queries without a text.
@@ -109,7 +111,7 @@ def compare_systems(
     doc_ids = [document.doc_id for document in documents]
     contents = [document.content for document in documents]
     results = []
-    for name, run in _runs(corpus, doc_ids, contents, queries, encoders):
+    for name, run in _runs(corpus, doc_ids, contents, queries, encoders, rerank):
         results.append(SystemResult(name, evaluate(qrels, run, measures=measures), run))
     return Comparison(
         corpus=corpus.name,
@@ -149,6 +151,7 @@ def _runs(
     contents: list[str],
     queries: list[Query],
     encoders: Sequence[tuple[str, Encoder]],
+    rerank: bool,
 ) -> Iterator[tuple[str, Run]]:
     yield "bm25", _ranked("bm25", LexicalIndex.build(contents).search, queries, doc_ids)
     yield "lsi-256", _ranked("lsi-256", LsiIndex(contents).search, queries, doc_ids)
@@ -158,10 +161,13 @@ def _runs(
             build_index(corpus, encoder=encoder, output=index)
             searcher = Searcher(index)
             texts = [query.text for query in queries]
-            for mode in ("dense", "hybrid"):
-                rankings = searcher.rank(texts, k=DEPTH, mode=mode)
+            rows: list[tuple[str, Mode, Rerank]] = [("dense", "dense", "none"), ("hybrid", "hybrid", "none")]
+            if rerank:
+                rows.append(("hybrid+lm", "hybrid", "lm"))
+            for label, mode, second_stage in rows:
+                rankings = searcher.rank(texts, k=DEPTH, mode=mode, rerank=second_stage)
                 run = {query.query_id: ranking for query, ranking in zip(queries, rankings, strict=True)}
-                yield f"{mode}:{name}", run
+                yield f"{label}:{name}", run
 
 
 def _ranked(name: str, search: Callable[[str, int], Any], queries: list[Query], doc_ids: list[str]) -> Run:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 )
 @click.option("--split", default="test", show_default=True, help="Which judgments: qrels/SPLIT.tsv.")
 @click.option("--measure", "measures", multiple=True, help="An ir-measures name, such as nDCG@10; repeatable.")
+@click.option("--rerank", is_flag=True, help="Also a row with hybrid reordered by the encoder's language model.")
 @click.option("--runs-output", type=PATH, help="Folder for one TREC run file per system.")
 @click.option(
     "--format",
@@ -39,6 +40,7 @@ def evaluate(
     postprocesses: tuple[Any, ...],
     split: str,
     measures: tuple[str, ...],
+    rerank: bool,
     runs_output: Path | None,
     output_format: str,
     device: str,
@@ -68,6 +70,7 @@ def evaluate(
             for pair in encoder_variants(find_checkpoint(name), postprocesses=postprocesses, device=device)
         ],
         measures=measures or DEFAULT_MEASURES,
+        rerank=rerank,
     )
     if runs_output is not None:
         for system in comparison.systems:

@@ -108,6 +108,13 @@ def index(name: str, factory: str) -> None:
     help="How hybrid joins both.",
 )
 @click.option(
+    "--rerank",
+    type=click.Choice(["none", "lm"]),
+    default="none",
+    show_default=True,
+    help="lm: reorder the first 100 by how probable the language model finds the query after each.",
+)
+@click.option(
     "--dense-weight",
     type=click.FloatRange(0, 1),
     help="The encoder's share in a weighted sum.  [default: as stored with the index]",
@@ -120,6 +127,7 @@ def search(
     k: int,
     mode: Any,
     fusion: Any,
+    rerank: Any,
     dense_weight: float | None,
     encoder: str | None,
     output_format: str,
@@ -142,9 +150,8 @@ def search(
         given = Encoder.load(find_checkpoint(encoder))
     searcher = Searcher(find_index(name), encoder=given)
     queries = [line.strip() for line in sys.stdin if line.strip()] if query == "-" else [query]
-    answers = [
-        (text, searcher.search(text, k=k, mode=mode, fusion=fusion, dense_weight=dense_weight)) for text in queries
-    ]
+    options = {"mode": mode, "fusion": fusion, "rerank": rerank, "dense_weight": dense_weight}
+    answers = [(text, searcher.search(text, k=k, **options)) for text in queries]
     if output_format == "json":
         found = [{"query": text, "hits": [_as_json(hit) for hit in hits]} for text, hits in answers]
         echo_json(found if query == "-" else found[0])

@@ -22,6 +22,7 @@ from lm_retrieval.training.objectives import Evaluation, Objective
 from lm_retrieval.training.pair_batches import PairBatch
 
 _MAX_SCALE = 100.0
+_HEAD = ("output.", "narrow.")  # parameters that only the next-token loss uses; a tied table is not among them
 _LM_TOKENS = 1024  # tokens of a step that the next-token term looks at
 
 
@@ -50,25 +51,23 @@ class ContrastiveObjective(Objective):
         self.model, self.pooling, self.config = model, pooling, config
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature), device=model.device))
         self.validation, self.dev_score = validation, dev_score
-        self.steps_done: Tensor
-        self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))  # part of what a resumed run restores
-        if not config.train_language_model:
-            model.requires_grad_(requires_grad=False)
+        learns = config.train_language_model and not config.words_only
+        for name, parameter in model.named_parameters():
+            # without the next-token term the head gets no gradient, and processes would wait for it for ever
+            parameter.requires_grad_(learns and (config.next_token_weight > 0 or not name.startswith(_HEAD)))
 
     def forward(self, batch: PairBatch, state: State | None) -> tuple[Tensor, None]:
         """The weighted sum of the terms."""
-        words_only = int(self.steps_done) < self.config.words_only_steps
-        self.steps_done += 1
-        documents, hidden = self.vectors(batch.document_ids, batch.document_lengths, words_only=words_only)
-        queries, _ = self.vectors(batch.query_ids, batch.query_lengths, words_only=words_only)
+        documents, hidden = self.vectors(batch.document_ids, batch.document_lengths)
+        queries, _ = self.vectors(batch.query_ids, batch.query_lengths)
         loss = self._ranking_loss(queries, documents, batch)
         if self.config.next_token_weight and hidden is not None:
             loss = loss + self.config.next_token_weight * self._next_token(hidden, batch)
         return loss, None
 
-    def vectors(self, token_ids: Tensor, lengths: Tensor, *, words_only: bool = False) -> tuple[Tensor, Tensor | None]:
+    def vectors(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
         """(B, E) unit vectors in float32, and the (B, T, D) hidden states they come from, unless only words count."""
-        hidden = None if words_only else self.model(token_ids).hidden
+        hidden = None if self.config.words_only else self.model(token_ids).hidden
         return functional.normalize(self.pooling(hidden, token_ids, lengths), dim=1), hidden
 
     def _ranking_loss(self, queries: Tensor, documents: Tensor, batch: PairBatch) -> Tensor:

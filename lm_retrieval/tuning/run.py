@@ -31,7 +31,7 @@ from lm_retrieval.training.processes import local_device, process_group, rank, r
 from lm_retrieval.training.run import check_resumable
 from lm_retrieval.training.trainer import Position, Trainer, TrainingResult
 from lm_retrieval.tuning.material import Material, gather
-from lm_retrieval.tuning.start import taught_pooling, untaught_pooling
+from lm_retrieval.tuning.start import condition_states, taught_pooling, untaught_pooling
 
 _FIT_PAIRS = 6_000
 _EVAL_BATCH = 256
@@ -127,7 +127,10 @@ def _run(
 ) -> TrainingResult:
     settings = config.training
     model = start.model.to(local_device(device))
-    pooling = _pooling(start, material.training, refit=material.refit).to(model.device)
+    pooling = _pooling(start, material.training, refit=material.refit)
+    if not config.tuning.words_only and not pooling.projection.any():
+        condition_states(pooling, model, material.training.positives[:_FIT_PAIRS])
+    pooling = pooling.to(model.device)
     parts = settings.accumulation_steps * world_size()
     batches = PairBatches(
         material.training,

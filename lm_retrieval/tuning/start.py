@@ -77,6 +77,14 @@ def taught_pooling(start: Checkpoint, token_ids: TokenIds, targets: Vectors) -> 
     return pooling
 
 
+def condition_states(pooling: LearnedPooling, model: LanguageModel, token_ids: TokenIds) -> None:
+    """Measures mean and spread of a language model's states, for a projection that has not learned yet."""
+    states = mean_states(model, token_ids, pooling.log_weights.detach().float().exp().cpu().numpy())
+    with torch.no_grad():
+        pooling.state_mean.copy_(torch.from_numpy(states.mean(0)))
+        pooling.state_scale.copy_(torch.from_numpy(np.maximum(states.std(0), 1e-3)))
+
+
 @torch.inference_mode()
 def mean_states(model: LanguageModel, token_ids: TokenIds, weights: Vectors) -> Vectors:
     """(N, D) weighted mean of the hidden states of each text."""
