@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LMR := $(BIN)/lmr
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-DEMO := checkpoints/demo-lstm
+DEMO := checkpoints/demo
 # one thread per test process: two processes fill two cores
 TEST_PROCESSES ?= 2
 
@@ -15,19 +15,19 @@ TEST_PROCESSES ?= 2
 
 demo: $(VENV)/.core
 	$(LMR) corpus build python-docs
-	@test -f $(DEMO)/.complete || { set -x; rm -rf $(DEMO); $(LMR) train configs/lstm.toml --corpus corpora/python-docs \
-	    --output $(DEMO) --max-time 100s --set training.eval_interval_steps=100 \
-	    --set training.warmup_steps=30 --set training.batch_size=32 && touch $(DEMO)/.complete; }
-	$(LMR) embed corpora/python-docs --encoder demo-lstm --output indexes/demo
+	$(LMR) embed corpora/python-docs --output indexes/demo
 	@for question in "create a temporary directory" "read a json file into a dict" "n largest elements of a list"; do \
 	    echo; echo "lmr search \"$$question\" -k 3"; $(LMR) search "$$question" -k 3; done
-	$(LMR) evaluate corpora/python-docs --encoder demo-lstm --quiet
+	@test -f $(DEMO)/.complete || { set -x; rm -rf $(DEMO); \
+	    $(LMR) tune corpora/python-docs --teacher lsi --max-time 45s --output $(DEMO) && touch $(DEMO)/.complete; }
+	$(LMR) evaluate corpora/python-docs --encoder lstm-base --encoder demo --quiet
 	@echo
 	@echo "Next:"
 	@echo "  source $(BIN)/activate                      so that 'lmr' is found"
 	@echo "  lmr search \"your own question\"              ask the index that was just built"
 	@echo "  lmr embed PATH/TO/YOUR/NOTES                index your own text"
-	@echo "  lmr generate demo-lstm --prompt \"Return the\"  let the language model write"
+	@echo "  lmr tune PATH/TO/YOUR/NOTES --output checkpoints/notes    teach an encoder your text"
+	@echo "  lmr train configs/lstm.toml --corpus TEXT --output checkpoints/mine    a language model of your own"
 	@echo "  lmr --help                                  everything else"
 
 test: check

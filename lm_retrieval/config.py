@@ -179,7 +179,7 @@ class TuningConfig(Section):
     """Longer texts are cut here while training."""
     max_text_characters: PositiveInt = 1000
     """Longer texts are cut here first, for the teacher too."""
-    token_dropout: Dropout = 0.1
+    token_dropout: Dropout = 0.3
     """Share of the tokens left out of each text, drawn anew each time."""
     contrastive_weight: NonNegativeFloat = 1.0
     teacher_weight: NonNegativeFloat = 1.0
@@ -191,15 +191,17 @@ class TuningConfig(Section):
     teacher_temperature: Annotated[float, Field(gt=0)] = 0.05
     words_only: bool = False
     """Leave the language model out: only token vectors and weights learn. A step costs a tenth; a good first stage."""
-    token_learning_rate_ratio: Annotated[float, Field(gt=0)] = 5.0
-    """Token vectors and weights learn so many times faster: each sees few of the steps."""
-    train_language_model: bool = True
-    """false: only the pooling learns; the language model stays as it was."""
+    token_learning_rate_ratio: Annotated[float, Field(gt=0)] = 3.0
+    """Token vectors and weights learn so many times faster: each token is in few of the steps."""
+    train_language_model: bool = False
+    """false: only the pooling learns; steps are three times faster, and the language model writes as before."""
+    max_pairs: PositiveInt = 1_000_000
+    """Of more pairs so many are drawn."""
     max_taught_pairs: PositiveInt | None = None
     """The teacher reads at most so many pairs; the others are learned from without it."""
     hard_negatives: NonNegativeInt = 0
     """Negatives mined for each labelled pair."""
-    spans_per_document: NonNegativeInt = 3
+    spans_per_document: NonNegativeInt = 6
     """Random spans asked for in each unlabelled document."""
     validation_pairs: PositiveInt = 1024
     """At most so many pairs, and at most a tenth of all, are held out."""

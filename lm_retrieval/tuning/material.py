@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 MIN_DOCUMENTS = 50
 NO_LABELS = "none"
-_MAX_PAIRS = 1_000_000
 _DEV_DOCUMENTS = 20_000
 
 
@@ -112,11 +111,11 @@ def _labelled(corpus: Corpus, documents: dict[str, Document], labels: str | None
 
 
 def _usable(pairs: list[Pair], settings: TuningConfig, tokenizer: Tokenizer, *, seed: int) -> list[Pair]:
-    """Pairs with text on both sides, texts cut, in random order; at most `_MAX_PAIRS`."""
+    """Pairs with text on both sides, texts cut, in random order; at most `max_pairs`."""
     order = list(range(len(pairs)))
     random.Random(seed).shuffle(order)
     usable = []
-    for place in order[:_MAX_PAIRS]:
+    for place in order[: settings.max_pairs]:
         pair = pairs[place]
         cut = pair._replace(
             query=clip(pair.query, settings.max_text_characters),

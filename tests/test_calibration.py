@@ -1,0 +1,243 @@
+"""The encoder's share in hybrid search: measured on pseudo-queries, stored with the index, used by search."""
+
+import json
+import math
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_texts, write_jsonl
+
+from lm_retrieval.artifacts import read_manifest
+from lm_retrieval.corpus import open_corpus
+from lm_retrieval.corpus.pairs import corpus_pairs
+from lm_retrieval.encoding.encoder import Encoder
+from lm_retrieval.errors import ConfigError, IndexFormatError
+from lm_retrieval.index import builder, calibration
+from lm_retrieval.index.builder import build_index
+from lm_retrieval.index.calibration import WEIGHTS, Calibration, calibrate
+from lm_retrieval.index.fusion import DENSE_WEIGHT
+from lm_retrieval.index.lexical import LexicalIndex
+from lm_retrieval.records import Document
+from lm_retrieval.search import Searcher
+
+Encode = Callable[[list[str]], np.ndarray]
+
+
+def random_encoder(texts: list[str], *, dim: int = 16) -> np.ndarray:
+    """The same random direction for the same text: knows nothing about it."""
+    rows = [np.random.default_rng(zlib.crc32(text.encode())).standard_normal(dim) for text in texts]
+    return np.array([row / np.linalg.norm(row) for row in rows], np.float32)
+
+
+def dotted(count: int) -> list[Document]:
+    """Documents of the same few words: only the dots after each word, which BM25 does not see, say which it is."""
+    generator = np.random.default_rng(0)
+    documents = []
+    for number in range(count):
+        words = [f"{word}{'.' * (number + 1)}" for word in generator.choice(["sea", "sky", "sun", "ice"], 40)]
+        documents.append(Document(str(number), " ".join(words[:3]), " ".join(words)))
+    return documents
+
+
+def dot_encoder(texts: list[str]) -> np.ndarray:
+    """Knows exactly which document a text is from."""
+    return np.eye(128, dtype=np.float32)[[text.split()[0].count(".") for text in texts]]
+
+
+def named(count: int) -> list[Document]:
+    """Documents with words of their own: BM25 finds each."""
+    return [
+        Document(
+            str(number), f"own{number} word{number}", " ".join(f"own{number} word{number} part{n}" for n in range(12))
+        )
+        for number in range(count)
+    ]
+
+
+def scores_by_hand(documents: list[Document], encode: Encode, weight: float) -> float:
+    """Mean nDCG@10 over titles and over spans, by full sorting of every fused list."""
+    kinds = []
+    for kind in ("titles", "spans"):
+        pairs = [pair for pair in corpus_pairs(documents, spans_per_document=1) if pair.source == kind]
+        texts = [pair.positive for pair in pairs]
+        lexical, vectors = LexicalIndex.build(texts), encode(texts)
+        gains = []
+        for row, pair in enumerate(pairs):
+            fused = np.zeros(len(texts))
+            for share, scores in (
+                (1 - weight, lexical.scores(pair.query)),
+                (weight, vectors @ encode([pair.query])[0]),
+            ):
+                found = np.flatnonzero(scores > 0)
+                if len(found):
+                    low, width = scores[found].min(), np.ptp(scores[found])
+                    fused[found] += share * ((scores[found] - low) / width if width > 0 else 1.0)
+            rank = 1 + int((fused > fused[row]).sum())
+            gains.append(1 / math.log2(rank + 1) if rank <= 10 and fused[row] > 0 else 0.0)
+        kinds.append(np.mean(gains))
+    return float(np.mean(kinds))
+
+
+def test_an_encoder_that_knows_everything_counts_most() -> None:
+    found = calibrate(dotted(80), encode=dot_encoder)
+    assert found.dense_weight > 0.6
+    assert found.scores is not None
+    assert found.scores[1.0] == pytest.approx(1.0)
+    assert found.scores[0.0] < 0.5
+    assert found.queries == 160
+
+
+def test_an_encoder_that_knows_nothing_counts_little() -> None:
+    found = calibrate(named(80), encode=random_encoder)
+    assert found.dense_weight < 0.4
+    assert found.scores is not None
+    assert found.scores[0.0] == pytest.approx(1.0)
+    assert found.scores[1.0] < 0.2
+
+
+def test_scores_are_the_ndcg_of_every_weight() -> None:
+    texts = make_texts(70, seed=4, sentences=8)
+    documents = [Document(str(n), " ".join(text.split()[:4]), text) for n, text in enumerate(texts)]
+    # the same sample, in the order that is used
+    ordered = calibration._sample(documents)
+    assert sorted(ordered) == sorted(documents)
+    found = calibrate(documents, encode=random_encoder)
+    assert found.scores is not None
+    assert list(found.scores) == list(WEIGHTS)
+    assert tuple(number / 20 for number in range(21)) == WEIGHTS
+    for weight in (0.0, 0.25, 0.6, 1.0):
+        expected = scores_by_hand(ordered, random_encoder, weight)
+        assert found.scores[weight] == pytest.approx(expected, abs=1e-6), weight
+
+
+def test_the_middle_of_a_flat_top_is_taken() -> None:
+    scores = dict.fromkeys(WEIGHTS, 0.5) | {0.2: 0.699, 0.25: 0.7, 0.3: 0.6985, 0.35: 0.69}
+    assert calibration._middle_of_best(scores) == 0.25
+    assert calibration._middle_of_best({0.0: 0.1, 0.5: 0.2, 1.0: 0.9}) == 1.0
+
+
+@pytest.mark.parametrize(("documents", "queries"), [(named(49), 0), (named(50), 100), ([], 0)])
+def test_a_corpus_too_small_to_measure_on_gets_the_default(documents: list[Document], queries: int) -> None:
+    found = calibrate(documents, encode=random_encoder)
+    assert found.queries == queries
+    assert (found == Calibration(DENSE_WEIGHT)) == (queries == 0)
+
+
+def test_documents_without_titles_or_without_length_are_measured_on_what_they_have() -> None:
+    untitled = [document._replace(title="") for document in named(60)]
+    assert calibrate(untitled, encode=random_encoder).queries == 60
+    short = [document._replace(text=f"own{document.doc_id} tail") for document in named(60)]
+    assert calibrate(short, encode=random_encoder).queries == 60
+
+
+def test_a_large_corpus_is_sampled_and_the_sample_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_TEXTS", 100)
+    monkeypatch.setattr(calibration, "_QUERIES", 70)
+    asked: list[int] = []
+
+    def encode(texts: list[str]) -> np.ndarray:
+        asked.append(len(texts))
+        return random_encoder(texts)
+
+    documents = named(400)
+    assert calibrate(documents, encode=encode) == calibrate(documents, encode=random_encoder)
+    assert asked == [70, 100, 70, 100]
+    sample = [int(document.doc_id) for document in calibration._sample(documents)]
+    assert len(set(sample)) == 100
+    assert 150 < np.mean(sample) < 250
+
+
+# ---------------------------------------------------------------- with an index
+
+
+@pytest.fixture
+def corpus_path(tmp_path: Path) -> Path:
+    texts = make_texts(60, seed=6, sentences=3)
+    rows = [{"_id": f"d{n}", "title": f"note {n}", "text": text} for n, text in enumerate(texts)]
+    return write_jsonl(tmp_path / "corpus.jsonl", rows)
+
+
+def weight_of(index: Path) -> tuple[float, str]:
+    manifest = read_manifest(index, kind="index", error=IndexFormatError)
+    return manifest["dense_weight"], manifest["dense_weight_source"]
+
+
+def test_the_calibrated_weight_is_stored_and_reported(corpus_path: Path, encoder: Encoder, tmp_path: Path) -> None:
+    report = build_index(open_corpus(corpus_path), encoder=encoder, output=tmp_path / "index")
+    expected = calibrate(open_corpus(corpus_path).documents(), encode=encoder.encode)
+    assert report.calibration == expected
+    assert weight_of(tmp_path / "index") == (expected.dense_weight, f"{expected.queries} pseudo-queries")
+    assert expected.queries == 60  # titles; the texts are too short for spans
+    assert "calibrate" in report.seconds
+
+
+def test_a_small_index_has_the_default(notes: Path, encoder: Encoder, tmp_path: Path) -> None:
+    report = build_index(open_corpus(notes), encoder=encoder, output=tmp_path / "index")
+    assert weight_of(tmp_path / "index") == (DENSE_WEIGHT, "default")
+    assert report.calibration == Calibration(DENSE_WEIGHT)
+
+
+def test_a_given_weight_is_kept_on_update_and_replaced_by_another(
+    corpus_path: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    def build(**options: object) -> tuple[float, str]:
+        report = build_index(open_corpus(corpus_path), encoder=encoder, output=tmp_path / "index", **options)
+        assert (report.calibration is None) == ("rebuild" not in options)
+        return weight_of(tmp_path / "index")
+
+    assert build(dense_weight=0.85) == (0.85, "given")
+    assert build() == (0.85, "given")
+    rows = [{"_id": f"e{n}", "title": "", "text": text} for n, text in enumerate(make_texts(60, seed=7))]
+    write_jsonl(corpus_path, rows)
+    assert build() == (0.85, "given")
+    assert build(dense_weight=0.0) == (0.0, "given")
+    assert build(rebuild=True)[1] != "given"
+
+
+def test_a_measured_weight_is_kept_until_a_tenth_of_the_corpus_is_new(
+    corpus_path: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([Calibration(0.4, 99), Calibration(0.6, 99), Calibration(0.7, 99)])
+    monkeypatch.setattr(builder, "calibrate", lambda documents, *, encode: next(measured))
+    rows = [{"_id": f"d{n}", "title": f"note {n}", "text": text} for n, text in enumerate(make_texts(60, sentences=1))]
+
+    def build(changed: int) -> float:
+        for number in range(changed):
+            rows[number]["text"] += "!"
+        write_jsonl(corpus_path, rows)
+        report = build_index(open_corpus(corpus_path), encoder=encoder, output=tmp_path / "index")
+        assert report.chunks == 60
+        return weight_of(tmp_path / "index")[0]
+
+    assert [build(changed) for changed in (0, 0, 6, 7)] == [0.4, 0.4, 0.4, 0.6]
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1])
+def test_a_weight_out_of_range_is_refused_before_anything_is_done(
+    corpus_path: Path, encoder: Encoder, tmp_path: Path, weight: float
+) -> None:
+    with pytest.raises(ConfigError, match="must be between 0 and 1"):
+        build_index(open_corpus(corpus_path), encoder=encoder, output=tmp_path / "index", dense_weight=weight)
+    assert not (tmp_path / "index").exists()
+
+
+def test_search_uses_the_stored_weight_unless_told_otherwise(
+    corpus_path: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    queries = ["note 7 glass", "the senate questions old bridges", "loud music 12"]
+    index = tmp_path / "index"
+    build_index(open_corpus(corpus_path), encoder=encoder, output=index, dense_weight=0.9)
+    by_weight = {weight: Searcher(index).rank(queries, dense_weight=weight) for weight in (0.1, DENSE_WEIGHT, 0.9)}
+    assert Searcher(index).rank(queries) == by_weight[0.9]
+    assert by_weight[0.9] != by_weight[0.1]
+    assert Searcher(index).search(queries[0]) == Searcher(index).search(queries[0], dense_weight=0.9)
+    manifest = json.loads((index / "manifest.json").read_text())
+    manifest["dense_weight"] = 0.1
+    (index / "manifest.json").write_text(json.dumps(manifest))
+    assert Searcher(index).rank(queries) == by_weight[0.1]
+    del manifest["dense_weight"]  # an index from before weights were stored
+    (index / "manifest.json").write_text(json.dumps(manifest))
+    assert Searcher(index).rank(queries) == by_weight[DENSE_WEIGHT]
