@@ -19,7 +19,7 @@ demo: $(VENV)/.core
 	@for question in "create a temporary directory" "read a json file into a dict" "n largest elements of a list"; do \
 	    echo; echo "lmr search \"$$question\" -k 3"; $(LMR) search "$$question" -k 3; done
 	@test -f $(DEMO)/.complete || { set -x; rm -rf $(DEMO); \
-	    $(LMR) tune corpora/python-docs --teacher lsi --max-time 45s --output $(DEMO) && touch $(DEMO)/.complete; }
+	    $(LMR) tune corpora/python-docs --max-time 45s --output $(DEMO) && touch $(DEMO)/.complete; }
 	$(LMR) evaluate corpora/python-docs --encoder lstm-base --encoder demo --quiet
 	@echo
 	@echo "Next:"

@@ -71,7 +71,7 @@ def measure(
                 config=load_config(overrides=own, defaults=tuning_config()),
                 output=Path(folder) / "tuned",
                 labels="none",
-                teacher=None if teacher == "none" else teacher,
+                teacher=teacher,
             )
             checkpoint, steps = Path(folder) / "tuned", result.position.step
         seconds = time.perf_counter() - began

@@ -19,7 +19,11 @@ from lm_retrieval.cli.train import echo_result, stop_on_signals
 )
 @click.option("--output", type=PATH, required=True, help="Checkpoint folder to write.")
 @click.option("--labels", help="A split of the corpus, a file of pairs, or none.  [default: train where there is one]")
-@click.option("--teacher", help="lsi, or the folder of a sentence-transformers model.  [default: none]")
+@click.option(
+    "--teacher",
+    default="auto",
+    help="lsi, none, or the folder of a sentence-transformers model.  [default: lsi where there are documents]",
+)
 @click.option("--config", type=PATH, help="TOML file with [training] and [tuning].  [default: five minutes]")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
 @click.option("--max-time", help="Stop after this time, for example 90s, 5m, 1.5h.")
@@ -31,7 +35,7 @@ def tune(
     start: str,
     output: Path,
     labels: str | None,
-    teacher: str | None,
+    teacher: str,
     config: Path | None,
     overrides: tuple[str, ...],
     max_time: str | None,
@@ -48,7 +52,7 @@ def tune(
     \b
     Example:
       lmr tune notes/ --output checkpoints/notes
-      lmr tune notes/ --output checkpoints/notes --teacher lsi --max-time 2m
+      lmr tune notes/ --output checkpoints/notes --max-time 2m
       lmr tune pairs.parquet --from lstm-base --output checkpoints/mine
     """
     from lm_retrieval.checkpoint import Checkpoint, find_checkpoint

@@ -49,7 +49,7 @@ class Material:
 
 
 def gather(
-    corpus: Corpus, start: Checkpoint, config: RunConfig, *, labels: str | None, teacher: str | None, cache: Path
+    corpus: Corpus, start: Checkpoint, config: RunConfig, *, labels: str | None, teacher: str, cache: Path
 ) -> Material:
     """Pairs of a corpus or of files, split and tokenized.
 
@@ -167,7 +167,7 @@ def _tokenized(
 
 def _encoder_of(start: Checkpoint) -> Encoder | None:
     """The encoder that a checkpoint is already; a mere language model ranks too badly to mine with."""
-    return Encoder(start) if start.pooling is not None else None
+    return Encoder.load(start.path, dtype="auto") if start.pooling is not None else None
 
 
 def _dev_score(corpus: Corpus, documents: dict[str, Document]) -> Callable[[Encoder], float] | None:

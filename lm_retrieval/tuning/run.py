@@ -32,6 +32,7 @@ from lm_retrieval.training.run import check_resumable
 from lm_retrieval.training.trainer import Position, Trainer, TrainingResult
 from lm_retrieval.tuning.material import Material, gather
 from lm_retrieval.tuning.start import condition_states, taught_pooling, untaught_pooling
+from lm_retrieval.tuning.teachers import AUTO
 
 _FIT_PAIRS = 6_000
 _EVAL_BATCH = 256
@@ -61,7 +62,7 @@ def tune(
     config: RunConfig,
     output: Path,
     labels: str | None = None,
-    teacher: str | None = None,
+    teacher: str = AUTO,
     teacher_cache: Path = Path("checkpoints") / ".teachers",
     resume: bool = False,
     device: str = "auto",
@@ -76,7 +77,8 @@ def tune(
         output: checkpoint folder; it must not hold a checkpoint yet unless `resume`.
         labels: a split of a BEIR folder, or a file of pairs; `none` uses the text alone. By default the split `train`
             where there is one.
-        teacher: `lsi` for the corpus's own statistics, or the folder of a sentence-transformers model.
+        teacher: `lsi` for the corpus's own statistics, the folder of a sentence-transformers model, or `none`; by
+            default `lsi` where there are documents.
         teacher_cache: where the vectors of a sentence-transformers teacher are kept.
         resume: continue the run in `output` exactly where it was saved.
         device: `auto`, `cpu` or `cuda`.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lm_retrieval.checkpoint import Checkpoint, build_pooling
 from lm_retrieval.encoding.batching import token_budget_batches
 from lm_retrieval.models import LanguageModel, LearnedPooling
+from lm_retrieval.runtime import fast_bfloat16
 from lm_retrieval.training.closed_form import (
     fit_projection,
     fit_token_vectors,
@@ -99,7 +100,8 @@ def mean_states(model: LanguageModel, token_ids: TokenIds, weights: Vectors) -> 
             padded[row, : lengths[place]] = token_ids[place]
             shares[row, : lengths[place]] = weights[token_ids[place]]
         shares /= np.maximum(shares.sum(1, keepdims=True), 1e-9)
-        hidden = model(torch.from_numpy(padded).to(model.device)).hidden
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=fast_bfloat16(model.device)):
+            hidden = model(torch.from_numpy(padded).to(model.device)).hidden
         mean = torch.bmm(torch.from_numpy(shares)[:, None].to(hidden), hidden)[:, 0]
         result[places] = mean.float().cpu().numpy()
     model.train(was_training)

@@ -18,7 +18,7 @@ from lm_retrieval.index.lsi import LsiIndex
 from lm_retrieval.records import Document
 from lm_retrieval.training.teacher import CachedTeacher, SentenceTransformerTeacher, Teacher
 
-LSI = "lsi"
+AUTO, LSI, NONE = "auto", "lsi", "none"
 _MAX_DOCUMENTS = 20_000
 _SHARES = tuple(step / 10 for step in range(1, 10))
 
@@ -54,14 +54,14 @@ class BlendedTeacher:
 
 
 def find_teacher(
-    name: str | None,
+    name: str,
     *,
     documents: Mapping[str, Document],
     cache: Path,
     encoder: Encoder | None,
     held_out: Sequence[Pair],
 ) -> Teacher | None:
-    """The teacher meant by `lsi` or a folder.
+    """The teacher meant by `lsi`, `none`, a folder, or `auto`: `lsi` where there are documents.
 
     `lsi` blends in what the encoder knows already, in the share that finds most held-out pairs.
 
@@ -69,9 +69,9 @@ def find_teacher(
         ConfigError: `lsi` without the documents of a corpus.
         CheckpointError: the folder is no sentence-transformers model.
     """
-    if name is None:
+    if name == NONE or (name == AUTO and not documents):
         return None
-    if name != LSI:
+    if name not in (AUTO, LSI):
         return CachedTeacher(SentenceTransformerTeacher(Path(name)), cache)
     if not documents:
         raise ConfigError("--teacher lsi learns from the documents of a corpus; pairs alone have none")
