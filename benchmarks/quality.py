@@ -1,7 +1,7 @@
 """nDCG@10 of every system on several judged collections, in one table.
 
     python benchmarks/quality.py --encoder lstm-base --encoder transformer-base --encoder wikitext2-lstm:whiten \
-        --sentence-transformer all-MiniLM-L6-v2 --results quality corpora/cranfield corpora/python-docs
+        --sentence-transformer MiniLM=path/to/all-MiniLM-L6-v2 --results quality corpora/cranfield corpora/python-docs
 
 A row per system, a column per collection; the same figures as `lmr evaluate COLLECTION` gives one by one. An encoder
 may carry a postprocess (`name:none`, `name:center`, `name:whiten`) to be used instead of its own. Writes
@@ -25,14 +25,14 @@ from lm_retrieval.runtime import configure_torch
 from lm_retrieval.training.teacher import CachedTeacher, SentenceTransformerTeacher
 
 RESULTS = Path(__file__).parent / "results"
-TEACHERS = Path("checkpoints") / ".teachers"
+TEACHERS = Path("checkpoints") / ".peers"
 Rows = dict[str, dict[str, float]]
 
 
 @click.command()
 @click.argument("collections", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--encoder", "encoders", multiple=True, help="NAME or NAME:POSTPROCESS; repeatable.")
-@click.option("--sentence-transformer", "peers", multiple=True, type=click.Path(path_type=Path, exists=True))
+@click.option("--sentence-transformer", "peers", multiple=True, metavar="NAME=PATH", help="A peer; repeatable.")
 @click.option("--rerank", is_flag=True, help="Also hybrid reordered by each encoder's language model.")
 @click.option("--split", default="test")
 @click.option("--results", default="quality", help="Name of the JSON file.")
@@ -42,7 +42,7 @@ Rows = dict[str, dict[str, float]]
 def main(
     collections: tuple[Path, ...],
     encoders: tuple[str, ...],
-    peers: tuple[Path, ...],
+    peers: tuple[str, ...],
     rerank: bool,
     split: str,
     results: str,
@@ -57,7 +57,9 @@ def main(
         variants = [variant for name in encoders for variant in load_variant(name, dtype)]
         comparison = compare_systems(corpus, split=split, encoders=variants, rerank=rerank)
         rows = {system.name: system.evaluation.measures for system in comparison.systems}
-        columns[comparison.corpus] = rows | {f"dense:{peer.name}": peer_row(corpus, peer, split) for peer in peers}
+        for name, _, folder in (peer.partition("=") for peer in peers):
+            rows[f"dense:{name}"] = peer_row(corpus, Path(folder), split)
+        columns[comparison.corpus] = rows
         click.echo(f"{path.name} done in {time.perf_counter() - started:.0f} s", err=True)
     write_results(results, {"split": split, "dtype": dtype, "measures": columns})
     print_table({name: {row: m["nDCG@10"] for row, m in rows.items()} for name, rows in columns.items()})

@@ -186,10 +186,11 @@ def test_heads_must_divide_the_width_into_even_parts(dim, heads, fits):
             parse_config(values, where="here")
 
 
-def test_tied_weights_of_an_lstm_need_equal_widths():
-    with pytest.raises(ConfigError, match="tie_weights needs embedding_dim equal to hidden_dim"):
-        load_config(overrides=["model.tie_weights=true", "model.hidden_dim=128"])
-    assert load_config(overrides=["model.tie_weights=true"]).model.tie_weights
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_tied_weights_may_have_another_width_than_the_model(kind):
+    overrides = [f"model.type={kind}", "model.tie_weights=true", "model.embedding_dim=48", "model.hidden_dim=128"]
+    model = load_config(overrides=overrides).model
+    assert (model.tie_weights, model.embedding_dim, model.hidden_dim) == (True, 48, 128)
 
 
 def test_overlap_may_be_half_of_the_window_and_no_more():

@@ -387,11 +387,11 @@ def test_what_does_not_take_part_in_the_loss_is_not_trained(
         parameters = dict(checkpoint.model.named_parameters())
         return set(parameters), {name for name, parameter in parameters.items() if parameter.grad is not None}
 
-    every, found = trained()
+    every, found = trained(train_language_model=True)
     assert found == every - head
-    assert trained(next_token_weight=0.1)[1] == every
+    assert trained(train_language_model=True, next_token_weight=0.1)[1] == every
+    assert trained(train_language_model=True, words_only=True)[1] == set()
     assert trained(train_language_model=False)[1] == set()
-    assert trained(words_only=True)[1] == set()
 
 
 def test_words_alone_make_the_vectors_where_only_they_learn(

@@ -163,16 +163,17 @@ def test_the_share_is_the_one_that_finds_most_pairs() -> None:
 # ---------------------------------------------------------------- choosing one
 
 
-def find(name: str | None, tmp_path: Path, *, encoder: Encoder | None = None, texts: Sequence[str] = ()) -> object:
+def find(name: str, tmp_path: Path, *, encoder: Encoder | None = None, texts: Sequence[str] = ()) -> object:
     documents = {str(number): Document(str(number), "", text) for number, text in enumerate(texts)}
     held_out = [Pair(text.split(".")[0], text, str(number), "spans") for number, text in enumerate(texts[:10])]
     return find_teacher(name, documents=documents, cache=tmp_path, encoder=encoder, held_out=held_out)
 
 
 def test_names_of_teachers(tmp_path: Path, encoder: Encoder) -> None:
-    assert find(None, tmp_path) is None
-    alone = find("lsi", tmp_path, texts=make_texts(60))
-    assert isinstance(alone, LsiTeacher)
+    assert find("none", tmp_path, texts=make_texts(60)) is None
+    assert find("auto", tmp_path) is None
+    for name in ("lsi", "auto"):
+        assert isinstance(find(name, tmp_path, texts=make_texts(60)), LsiTeacher)
     blended = find("lsi", tmp_path, encoder=encoder, texts=make_texts(60))
     assert isinstance(blended, BlendedTeacher)
     assert blended.first is encoder

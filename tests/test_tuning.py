@@ -1,10 +1,9 @@
 """`tune`: it learns, from text alone, labels, pairs and teachers; resumes exactly; leaves nothing half done."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ from conftest import OBJECTS, SUBJECTS, VERBS, make_texts, write_jsonl
 
 from lm_retrieval import checkpoint as checkpoint_module
 from lm_retrieval.checkpoint import Checkpoint, find_checkpoint, save_checkpoint, weights_fingerprint
+from lm_retrieval.cli import main
 from lm_retrieval.config import EncoderConfig, RunConfig, TokenizerConfig, TrainingConfig, load_config
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.corpus.pairs import Pair
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.errors import CheckpointError, ConfigError, CorpusError, LmRetrievalError, MismatchError, StorageError
+from lm_retrieval.errors import CheckpointError, ConfigError, CorpusError, MismatchError, StorageError
 from lm_retrieval.index.builder import build_index
 from lm_retrieval.index.lexical import LexicalIndex
 from lm_retrieval.index.lsi import LsiIndex
@@ -36,23 +36,27 @@ from lm_retrieval.tuning.run import tune, tuning_config
 from lm_retrieval.tuning.start import taught_pooling
 
 WEIGHTS = ("model.safetensors", "pooling.safetensors", "last.safetensors")
-SETTINGS = {
-    "max_steps": 12,
-    "max_epochs": 1000,
-    "batch_size": 16,
-    "learning_rate": 0.01,
-    "warmup_steps": 2,
-    "weight_decay": 0.0,
-    "eval_interval_steps": 5,
-    "log_interval_steps": 3,
-    "precision": "float32",
-    "sample_tokens": 0,
-}
+SETTINGS = (
+    "training.max_steps=12",
+    "training.max_epochs=1000",
+    "training.batch_size=16",
+    "training.learning_rate=0.01",
+    "training.warmup_steps=2",
+    "training.weight_decay=0",
+    "training.eval_interval_steps=5",
+    "training.log_interval_steps=3",
+    "training.precision=float32",
+    "training.sample_tokens=0",
+    "tuning.token_dropout=0.1",
+    "tuning.token_learning_rate_ratio=5",
+    "tuning.train_language_model=true",
+    "tuning.spans_per_document=3",
+)
+SHORT = "tuning.max_length_tokens=64"  # the tiny Transformer reads no further
 
 
 def config(*overrides: str) -> RunConfig:
-    common = [f"training.{name}={value}" for name, value in SETTINGS.items()]
-    return load_config(overrides=[*common, *overrides])
+    return load_config(overrides=[*SETTINGS, *overrides])
 
 
 def rows_of(count: int = 80) -> list[dict[str, object]]:
@@ -72,7 +76,7 @@ def corpus_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Queries and answers without a word in common: subjects go with verbs and objects with numbers, by a fixed list."""
+    """Queries and answers without a word in common: a subject stands for a verb, an object for a number."""
     rows = [
         {"query": f"{subject} {thing}", "positive": f"{verb} {100 + 7 * place}"}
         for subject, verb in zip(SUBJECTS, VERBS, strict=True)
@@ -108,11 +112,12 @@ def tuned(corpus_path: Path, start: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def run(corpus: Path, start: Path, output: Path, *overrides: str, **options: Any) -> TrainingResult:
-    return tune(open_corpus(corpus), start=Checkpoint.load(start), config=config(*overrides), output=output, **options)
+    choices = {"config": config(*overrides), "output": output, "teacher": "none", **options}
+    return tune(open_corpus(corpus), start=Checkpoint.load(start), **choices)
 
 
 def material(corpus: Path, start: Path, *overrides: str, **options: Any) -> Material:
-    choices = {"labels": None, "teacher": None, "cache": corpus.parent / "cache", **options}
+    choices = {"labels": None, "teacher": "none", "cache": corpus.parent / "cache", **options}
     return gather(open_corpus(corpus), Checkpoint.load(start), config(*overrides), **choices)
 
 
@@ -146,15 +151,21 @@ def parameters(folder: Path) -> dict[str, torch.Tensor]:
 def test_pairs_teach_which_words_answer_which_though_they_share_none(
     pairs_path: Path, start: Path, tmp_path: Path
 ) -> None:
-    steps = ("training.max_steps=60", "training.eval_interval_steps=1", "tuning.token_dropout=0")
+    steps = ("training.max_steps=60", "tuning.token_dropout=0")
     result = run(pairs_path, start, tmp_path / "run", *steps)
     accuracies = evaluations(tmp_path / "run", "validation_accuracy")
-    assert len(accuracies) == 60
-    assert accuracies[0] < 0.6
-    assert max(accuracies[-5:]) == 1.0
+    assert len(accuracies) == 12
+    assert accuracies[-1] > 0.8
+    rows = [json.loads(line) for line in pairs_path.read_text().splitlines()]
+    found = []
+    for encoder in (Encoder.load(start, device="cpu"), Encoder.load(tmp_path / "run", device="cpu")):
+        queries, answers = (encoder.encode([row[side] for row in rows]) for side in ("query", "positive"))
+        found.append(float(((queries @ answers.T).argmax(1) == np.arange(64)).mean()))
+    assert found[0] < 0.1
+    assert found[1] > 0.8
     losses = evaluations(tmp_path / "run")
     assert losses[-1] < losses[0] / 4
-    assert result.position.best_loss == min(losses) == losses[result.position.best_step - 1]
+    assert result.position.best_loss == min(losses) == losses[result.position.best_step // 5 - 1]
     facts = manifest(tmp_path / "run")
     assert (facts["pairs"], facts["teacher"], facts["tuned_from"]) == (58, None, "tiny-lstm")
     assert facts["best_step"] == result.position.best_step
@@ -164,7 +175,7 @@ def test_pairs_teach_which_words_answer_which_though_they_share_none(
 def test_text_alone_teaches_to_find_the_rest_of_a_document(
     corpus_path: Path, make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
-    result = run(corpus_path, make_checkpoint(kind), tmp_path / "run", "training.max_steps=40")
+    result = run(corpus_path, make_checkpoint(kind), tmp_path / "run", "training.max_steps=40", SHORT)
     losses, accuracies = evaluations(tmp_path / "run"), evaluations(tmp_path / "run", "validation_accuracy")
     assert min(losses) < 0.8 * losses[0]
     assert max(accuracies) > accuracies[0]
@@ -172,18 +183,6 @@ def test_text_alone_teaches_to_find_the_rest_of_a_document(
     names = "README.md config.json last.safetensors loss.svg manifest.json metrics.jsonl model.safetensors"
     expected = {*names.split(), "tokenizer.model", "pooling.safetensors", "trainer.pt"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == expected
-
-
-def test_a_tuned_encoder_ranks_its_corpus_better_than_what_it_began_as(
-    labelled: Path, start: Path, tmp_path: Path
-) -> None:
-    run(labelled, start, tmp_path / "run", "training.max_steps=40", labels="none")
-    documents = list(open_corpus(labelled).documents())
-    ranks = []
-    for encoder in (Encoder.load(start, device="cpu"), Encoder.load(tmp_path / "run", device="cpu")):
-        scores = encoder.encode([f"part {n}" for n in range(80)]) @ encoder.encode([d.content for d in documents]).T
-        ranks.append(float(np.mean(1 / (1 + (scores > scores.diagonal()[:, None]).sum(1)))))
-    assert ranks[1] > 2 * ranks[0]
 
 
 def test_a_dev_split_decides_which_weights_are_best(labelled: Path, start: Path, tmp_path: Path) -> None:
@@ -225,8 +224,7 @@ def test_a_language_model_that_is_not_to_learn_stays_as_it_was(
     before, after = parameters(start), parameters(tmp_path / "run")
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert after["pooling.projection"].any() == ("words" not in setting)
-    losses = evaluations(tmp_path / "run")
-    assert losses[-1] < losses[0]
+    assert evaluations(tmp_path / "run", "validation_accuracy")[-1] > 0.2  # by chance 0.04
 
 
 # ---------------------------------------------------------------- resuming
@@ -235,8 +233,8 @@ def test_a_language_model_that_is_not_to_learn_stays_as_it_was(
 @pytest.mark.parametrize(
     ("kind", "teacher", "overrides"),
     [
-        ("lstm", None, ("tuning.next_token_weight=0.1", "training.accumulation_steps=2")),
-        ("transformer", "lsi", ()),
+        ("lstm", "none", ("tuning.next_token_weight=0.1", "training.accumulation_steps=2")),
+        ("transformer", "lsi", (SHORT,)),
     ],
 )
 def test_a_resumed_run_equals_the_uninterrupted_one_byte_for_byte(
@@ -244,7 +242,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_byte_for_byte(
     make_checkpoint: Callable[..., Path],
     tmp_path: Path,
     kind: str,
-    teacher: str | None,
+    teacher: str,
     overrides: tuple[str, ...],
 ) -> None:
     begin = make_checkpoint(kind)
@@ -419,19 +417,36 @@ def test_mined_negatives_rank_high_and_are_never_known_to_answer() -> None:
     assert mine_negatives(pairs, documents, count=8, encoder=None) == mined
 
 
-def test_an_encoder_finds_more_negatives_and_leaves_out_those_too_close_to_the_answer(encoder: Encoder) -> None:
-    documents = {f"d{n}": Document(f"d{n}", "", text) for n, text in enumerate(make_texts(100, seed=5))}
-    pairs = [Pair(text, text, f"d{number}", "labels") for number, text in enumerate(make_texts(10, seed=5))]
-    mined = mine_negatives(pairs, documents, count=3, encoder=encoder)
+def test_with_an_encoder_negatives_come_from_both_and_none_is_nearly_as_close_as_the_answer() -> None:
+    texts = make_texts(100, seed=5)
+    documents = {f"d{n}": Document(f"d{n}", "", text) for n, text in enumerate(texts)}
+    lsi = LsiIndex(texts, dim=20)
+
+    class LsiEncoder:
+        def encode(self, inputs: str | list[str]) -> np.ndarray:
+            vectors = lsi.encode([inputs] if isinstance(inputs, str) else inputs)
+            return vectors[0] if isinstance(inputs, str) else vectors
+
+    pairs = [Pair(text.split(".")[0], text, f"d{number}", "labels") for number, text in enumerate(texts[:20])]
+    mined = mine_negatives(pairs, documents, count=12, encoder=LsiEncoder())  # type: ignore[arg-type]
+    lexical = LexicalIndex.build(texts)
+    beyond_words = 0
     for pair in mined:
-        own = float(encoder.encode(pair.query) @ encoder.encode(pair.positive))
-        others = encoder.encode(list(pair.negatives)) @ encoder.encode(pair.query)
-        assert others.max() < 0.95 * own + 1e-5
+        scores = lsi.encode(texts) @ lsi.encode([pair.query])[0]
+        by_words = lexical.search(pair.query, 50)[0][5:].tolist()
+        by_meaning = np.argsort(-scores, kind="stable")[5:50].tolist()
+        rows = [texts.index(text) for text in pair.negatives]
+        assert set(rows) <= set(by_words) | set(by_meaning)
+        beyond_words += len(set(rows) - set(by_words))
+        assert max(scores[rows]) < 0.95 * scores[texts.index(pair.positive)]
+    assert beyond_words > 10
 
 
 def test_tuning_with_hard_negatives_gives_them_to_labelled_pairs_only(
     labelled: Path, start: Path, tmp_path: Path
 ) -> None:
+    queries = [{"_id": f"q{n}", "text": f"who knows a sparrow, our engine, the river {n}?"} for n in range(80)]
+    write_jsonl(labelled / "queries.jsonl", queries)
     found = material(labelled, start, "tuning.hard_negatives=2").training
     tokenizer = Tokenizer.load(start / "tokenizer.model")
     mined = 0
@@ -473,13 +488,22 @@ def test_lsi_teaches_a_language_model_and_then_blended_an_encoder(
     facts = manifest(tmp_path / "first")
     assert (facts["teacher"], facts["tuned_from"]) == ("lsi", "tiny-lstm")
     assert len(facts["teacher_sha256"]) == 64
-    untaught = run(corpus_path, start, tmp_path / "untaught")
-    assert first.metrics["validation_accuracy"] > untaught.metrics["validation_accuracy"]
+    assert first.metrics["validation_accuracy"] > 0.6
     second = run(corpus_path, tmp_path / "first", tmp_path / "second", teacher="lsi")
     facts = manifest(tmp_path / "second")
     assert facts["teacher"].startswith("lsi with ")
     assert facts["teacher"].endswith("0% first")
     assert second.metrics["validation_accuracy"] >= first.metrics["validation_accuracy"] - 0.1
+
+
+def test_the_corpus_teaches_unless_there_are_pairs_only(
+    corpus_path: Path, pairs_path: Path, start: Path, tmp_path: Path
+) -> None:
+    for name, corpus, expected in (("text", corpus_path, "lsi"), ("pairs", pairs_path, None)):
+        begin = Checkpoint.load(start)
+        output = tmp_path / name
+        tune(open_corpus(corpus), start=begin, config=config("training.max_steps=1"), output=output)
+        assert manifest(output)["teacher"] == expected
 
 
 def test_teachers_that_cannot_teach_are_refused(
@@ -500,7 +524,7 @@ def test_teachers_that_cannot_teach_are_refused(
 def test_a_tuned_encoder_gives_a_text_one_vector_alone_and_in_any_batch(
     corpus_path: Path, make_checkpoint: Callable[..., Path], tmp_path: Path, kind: str
 ) -> None:
-    run(corpus_path, make_checkpoint(kind), tmp_path / "run", "training.max_steps=2")
+    run(corpus_path, make_checkpoint(kind), tmp_path / "run", "training.max_steps=2", SHORT)
     encoder = Encoder.load(tmp_path / "run", device="cpu", threads=1)
     texts = ["glass", "", *make_texts(5, seed=2), " ".join(make_texts(9, seed=3))]
     together = encoder.encode(texts)
@@ -535,7 +559,7 @@ def test_a_tuned_encoder_is_saved_and_loaded_whole_and_in_bfloat16_ranks_alike(t
     np.testing.assert_array_equal(copy.encode(texts), encoder.encode(texts))
     assert copy.fingerprint == encoder.fingerprint
     low = Encoder.load(tuned, device="cpu", threads=1, dtype="bfloat16")
-    assert (low.encode(texts) * encoder.encode(texts)).sum(1).min() > 0.999
+    assert (low.encode(texts) * encoder.encode(texts)).sum(1).min() > 0.99
 
 
 def test_an_index_made_with_a_tuned_encoder_is_searched_and_updated(
@@ -669,36 +693,60 @@ def test_checkpoints_are_found_by_path_then_by_name_then_among_those_that_come_a
 # ---------------------------------------------------------------- command line
 
 
-def lmr(*arguments: str | Path, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "lm_retrieval", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "LMR_THREADS": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == code, done.stderr
-    return done
+@dataclass
+class Said:
+    code: int
+    stdout: str
+    stderr: str
 
 
-def test_the_command_tunes_resumes_and_refuses(corpus_path: Path, start: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def lmr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Said]]:
+    """The command line in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LMR_THREADS", "1")
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger("lm_retrieval").level
+
+    def call(*arguments: str | Path) -> Said:
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as ended:
+            code = ended.code
+        return Said(code, *capsys.readouterr())
+
+    yield call
+    logging.getLogger().handlers[:] = handlers
+    logging.getLogger("lm_retrieval").setLevel(level)
+
+
+def test_the_command_tunes_resumes_and_refuses(
+    lmr: Callable[..., Said], corpus_path: Path, start: Path, tmp_path: Path
+) -> None:
     base = ("tune", corpus_path, "--from", start, "--output", "checkpoints/mine", "--set", "training.batch_size=16")
-    done = lmr(*base, "--set", "training.max_steps=4", "--teacher", "lsi", cwd=tmp_path)
+    done = lmr(*base, "--set", "training.max_steps=4", "--teacher", "lsi")
+    assert done.code == 0
     assert done.stdout.startswith("checkpoints/mine: 4 steps, ")
     assert "(max_steps)" in done.stdout
     assert "last: validation loss " in done.stdout
     assert "validation accuracy " in done.stdout
     assert "pairs to learn from" in done.stderr
-    assert Checkpoint.load(tmp_path / "checkpoints" / "mine").config.training.learning_rate == 1e-3
-    refused = lmr(*base, cwd=tmp_path, code=1)
-    expected = (
-        "Error: checkpoints/mine: holds a checkpoint already; add --resume to go on, or choose another --output\n"
-    )
-    assert (refused.stdout, refused.stderr) == ("", expected)
-    more = lmr(*base, "--set", "training.max_steps=6", "--teacher", "lsi", "--resume", "--quiet", cwd=tmp_path)
+    stored = Checkpoint.load(tmp_path / "checkpoints" / "mine").config
+    assert stored.training == tuning_config().training.model_copy(update={"batch_size": 16, "max_steps": 4})
+    advice = "add --resume to go on, or choose another --output"
+    assert lmr(*base) == Said(1, "", f"Error: checkpoints/mine: holds a checkpoint already; {advice}\n")
+    more = lmr(*base, "--set", "training.max_steps=6", "--teacher", "lsi", "--resume", "--quiet")
+    assert (more.code, more.stderr) == (0, "")
     assert more.stdout.startswith("checkpoints/mine: 6 steps, ")
-    assert more.stderr == ""
+
+
+def test_a_time_limit_ends_a_run(lmr: Callable[..., Said], pairs_path: Path, start: Path) -> None:
+    done = lmr("tune", pairs_path, "--from", start, "--output", "o", "--max-time", "0.2s", "-q")
+    assert done.code == 0
+    assert "(max_time)" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -706,42 +754,36 @@ def test_the_command_tunes_resumes_and_refuses(corpus_path: Path, start: Path, t
     [
         (("absent", "--output", "o"), ["absent", "no such file or folder"]),
         (("notes", "--output", "o", "--from", "giant"), ["giant", "no such checkpoint folder"]),
+        (("notes", "--output", "o", "--from", "START"), ["notes: too little to tune on", "at least 50 are needed"]),
+        (("notes", "--output", "o", "--from", "START", "--resume"), ["nothing to resume"]),
         (("notes", "--output", "o", "--max-time", "soon"), ["'soon' is not a duration"]),
         (("notes", "--output", "o", "--config", "none.toml"), ["none.toml", "no such configuration file"]),
         (("notes", "--output", "o", "--set", "tuning.temprature=1"), ["tuning.temprature", "temperature"]),
+        (("CORPUS", "--output", "o", "--from", "START", "--labels", "best"), ["--labels best", "splits found: none"]),
+        (("CORPUS", "--output", "o", "--from", "START", "--teacher", "notes"), ["notes", "modules.json", "'lsi'"]),
+        (("CORPUS", "--output", "o", "--from", "START", "--device", "abacus"), ["abacus", "unknown"]),
     ],
-    ids=["corpus", "checkpoint", "duration", "configuration", "setting"],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_a_mistake_is_one_line_and_exit_code_one(
+    lmr: Callable[..., Said],
     notes: Path,
+    corpus_path: Path,
+    start: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
     parts: list[str],
 ) -> None:
-    from lm_retrieval.cli import main
-
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        main(["tune", *arguments])
-    said = capsys.readouterr().err
-    assert ended.value.code == 1
-    assert said.startswith("Error: ")
-    assert said.count("\n") == 1
-    assert [part for part in parts if part not in said] == []
+    places = {"START": start, "CORPUS": corpus_path}
+    said = lmr("tune", *(places.get(argument, argument) for argument in arguments), "-q")
+    assert (said.code, said.stdout) == (1, "")
+    assert said.stderr.startswith("Error: ")
+    assert said.stderr.count("\n") == 1
+    assert [part for part in parts if part not in said.stderr] == []
     assert not (tmp_path / "o").exists()
 
 
-def test_wrong_usage_is_exit_code_two(capsys: pytest.CaptureFixture[str]) -> None:
-    from lm_retrieval.cli import main
-
-    with pytest.raises(SystemExit) as ended:
-        main(["tune", "notes"])
-    assert ended.value.code == 2
-    assert "--output" in capsys.readouterr().err
-
-
-def test_every_refusal_is_an_error_of_this_package() -> None:
-    for kind in (CheckpointError, ConfigError, CorpusError, MismatchError, StorageError):
-        assert issubclass(kind, LmRetrievalError)
+def test_wrong_usage_is_exit_code_two(lmr: Callable[..., Said]) -> None:
+    said = lmr("tune", "notes")
+    assert said.code == 2
+    assert "--output" in said.stderr
