@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -155,19 +155,26 @@ def save_checkpoint(
     save_weights(model, folder / WEIGHTS_NAME, dtype=dtype)
     if pooling is not None:
         save_weights(pooling, folder / POOLING_NAME, dtype=dtype)
-    write_checkpoint_manifest(folder, model=model, tokenizer=tokenizer, summary=summary or {})
+    write_checkpoint_manifest(folder, model=model, tokenizer=tokenizer, pooling=pooling, summary=summary or {})
 
 
 def write_checkpoint_manifest(
-    folder: Path, *, model: LanguageModel, tokenizer: Tokenizer, summary: dict[str, Any]
+    folder: Path,
+    *,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    pooling: LearnedPooling | None = None,
+    summary: dict[str, Any],
 ) -> None:
     """Writes the manifest of a folder whose other files are in place."""
     parameters = model.parameter_counts()
+    if pooling is not None:
+        parameters["pooling"] = sum(part.numel() for part in pooling.parameters())
     content = {
         "weights_sha256": sha256_file(folder / WEIGHTS_NAME),
         "tokenizer_sha256": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
-        "dim": model.hidden_dim,
+        "dim": pooling.dim if pooling is not None else model.hidden_dim,
         "parameters": parameters | {"total": sum(parameters.values())},
         **summary,
     }
@@ -180,6 +187,16 @@ def weights_fingerprint(checkpoint: Checkpoint) -> str:
     if checkpoint.pooling is not None:
         parts.append(sha256_file(checkpoint.path / POOLING_NAME))
     return sha256_bytes(*(part.encode() for part in parts))
+
+
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """What the weights of a checkpoint are stored as: a copy stored alike has the same bytes and fingerprint."""
+    path = checkpoint.path / WEIGHTS_NAME
+    if not path.is_file():
+        return torch.float32
+    with storage_errors(path), safe_open(path, "pt") as tensors:
+        names = list(tensors.keys())
+        return tensors.get_tensor(names[0]).dtype if names else torch.float32
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -75,7 +75,7 @@ def scores_by_hand(documents: list[Document], encode: Encode, weight: float) -> 
                 if len(found):
                     low, width = scores[found].min(), np.ptp(scores[found])
                     fused[found] += share * ((scores[found] - low) / width if width > 0 else 1.0)
-            rank = 1 + int((fused > fused[row]).sum())
+            rank = 1 + (fused > fused[row]).sum() + ((fused == fused[row]).sum() - 1) / 2
             gains.append(1 / math.log2(rank + 1) if rank <= 10 and fused[row] > 0 else 0.0)
         kinds.append(np.mean(gains))
     return float(np.mean(kinds))

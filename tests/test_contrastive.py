@@ -25,7 +25,7 @@ from lm_retrieval.training.closed_form import (
     principal_axes,
     rarity_weights,
 )
-from lm_retrieval.training.contrastive import ContrastiveObjective, info_nce, similarity_matching
+from lm_retrieval.training.contrastive import ContrastiveObjective, info_nce, right_answers, similarity_matching
 from lm_retrieval.training.optimizer import build_optimizer
 from lm_retrieval.training.pair_batches import PairBatch, PairBatches, TokenizedPairs
 
@@ -206,6 +206,15 @@ def info_nce_by_hand(queries: np.ndarray, documents: np.ndarray, numbers: list[i
     return sum(losses) / (2 * count)
 
 
+def answers(documents: list[int], queries: int) -> torch.Tensor:
+    return right_answers(torch.arange(queries), torch.tensor(documents))
+
+
+def test_two_documents_of_one_query_are_not_each_others_negatives() -> None:
+    found = right_answers(torch.tensor([4, 5, 4]), torch.tensor([1, 2, 3, -1, -1, 2]))
+    assert found.int().tolist() == [[0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1], [1, 0, 0, 0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("numbers", "negatives"),
     [([0, 1, 2, 3, 4], 0), ([0, 1, 0, 3, 0], 0), ([0, 1, 2, 3, 4], 2), ([7, 1, 7, 3, 1], 3), ([2, 2, 2, 2, 2], 0)],
@@ -213,12 +222,12 @@ def info_nce_by_hand(queries: np.ndarray, documents: np.ndarray, numbers: list[i
 def test_info_nce_equals_a_plain_loop(numbers: list[int], negatives: int) -> None:
     queries, documents = unit_rows(5, 6), unit_rows(5 * (1 + negatives), 6, seed=1)
     every = [*numbers, *([-1] * 5 * negatives)]
-    found = info_nce(tensor(queries), tensor(documents), torch.tensor(every), scale=torch.tensor(7.0))
+    found = info_nce(tensor(queries), tensor(documents), answers(every, 5), scale=torch.tensor(7.0))
     assert float(found) == pytest.approx(info_nce_by_hand(queries, documents, every, 7.0), rel=1e-5)
 
 
 def test_info_nce_of_perfect_and_of_useless_vectors() -> None:
-    corners, numbers = torch.eye(8), torch.arange(8)
+    corners, numbers = torch.eye(8), answers(list(range(8)), 8)
     assert float(info_nce(corners, corners, numbers, scale=torch.tensor(50.0))) == pytest.approx(0.0, abs=1e-6)
     same = corners[:1].repeat(8, 1)
     assert float(info_nce(same, same, numbers, scale=torch.tensor(50.0))) == pytest.approx(math.log(8))
@@ -226,8 +235,8 @@ def test_info_nce_of_perfect_and_of_useless_vectors() -> None:
 
 def test_a_second_copy_of_the_right_document_is_no_rival() -> None:
     query, documents = tensor(unit_rows(1, 6)), tensor(unit_rows(3, 6, seed=2))
-    with_copy = info_nce(query, documents, torch.tensor([0, 1, 0]), scale=torch.tensor(5.0))
-    without = info_nce(query, documents[:2], torch.tensor([0, 1]), scale=torch.tensor(5.0))
+    with_copy = info_nce(query, documents, answers([0, 1, 0], 1), scale=torch.tensor(5.0))
+    without = info_nce(query, documents[:2], answers([0, 1], 1), scale=torch.tensor(5.0))
     assert float(with_copy) == pytest.approx(float(without))
 
 

@@ -493,7 +493,7 @@ def test_lsi_teaches_a_language_model_and_then_blended_an_encoder(
     facts = manifest(tmp_path / "second")
     assert facts["teacher"].startswith("lsi with ")
     assert facts["teacher"].endswith("0% first")
-    assert second.metrics["validation_accuracy"] >= first.metrics["validation_accuracy"] - 0.1
+    assert second.metrics["validation_accuracy"] > 0.6
 
 
 def test_the_corpus_teaches_unless_there_are_pairs_only(

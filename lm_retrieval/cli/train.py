@@ -91,7 +91,8 @@ def echo_result(output: Path, result: "TrainingResult") -> None:
         f"{output}: {position.step:,} steps, {position.tokens:,} tokens, "
         f"{position.elapsed_seconds:.0f} s ({result.reason})"
     )
-    click.echo(f"last: {figures}; best validation loss {position.best_loss:.4f} at step {position.best_step:,}")
+    best = "validation loss" if position.best_loss >= 0 else "dev nDCG@10"
+    click.echo(f"last: {figures}; best {best} {abs(position.best_loss):.4f} at step {position.best_step:,}")
 
 
 @contextmanager

@@ -62,6 +62,11 @@ def tune(
     from lm_retrieval.tuning.run import tune as run_tuning
     from lm_retrieval.tuning.run import tuning_config
 
+    fixed = next(
+        (item for item in overrides if item.partition(".")[0].strip() in ("model", "tokenizer", "encoder")), None
+    )
+    if fixed is not None:
+        raise click.UsageError(f"--set {fixed}: model, tokenizer and encoder come from --from and cannot be changed")
     if max_time is not None:
         overrides = (*overrides, f"training.max_time_seconds={parse_duration(max_time)}")
     settings = load_config(config, overrides=overrides, defaults=None if config else tuning_config())

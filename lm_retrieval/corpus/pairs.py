@@ -112,17 +112,23 @@ def _sections(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _pair(row: Mapping[str, Any], place: str, source: str, documents: Mapping[str, Document]) -> Pair:
-    query, document = row.get("query"), str(row.get("positive_id") or row.get("positive"))
-    if isinstance(row.get("positive_id"), str):
-        positive: Any = _content(row["positive_id"], place, documents)
-        negatives = [_content(doc_id, place, documents) for doc_id in row.get("negative_ids") or ()]
-    else:
-        positive = row.get("positive")
-        given = row.get("negatives") or ()
-        negatives = [given] if isinstance(given, str) else list(given)
+    query, positive, negatives = row.get("query"), row.get("positive"), _list(row.get("negatives"))
+    doc_id = row.get("positive_id")
+    if doc_id is not None:
+        positive = _content(str(doc_id), place, documents)
+        negatives = [_content(str(other), place, documents) for other in _list(row.get("negative_ids"))]
     if not all(isinstance(text, str) for text in (query, positive, *negatives)):
         raise CorpusError(f"{place}: columns query and positive (texts) are needed; found: {', '.join(row)}")
-    return Pair(str(query), str(positive), document, source, tuple(negatives))
+    query, positive = tables.whole(str(query)), tables.whole(str(positive))
+    document = positive if doc_id is None else str(doc_id)
+    return Pair(query, positive, document, source, tuple(map(tables.whole, negatives)))
+
+
+def _list(value: Any) -> list[Any]:
+    """A column that may hold nothing, one value or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _content(doc_id: str, place: str, documents: Mapping[str, Document]) -> str:

@@ -35,7 +35,7 @@ def read(path: Path, *, name: str, encoding: str, text_column: str | None = None
                 "(or name yours with --text-column)"
             )
         id_name = _pick(row, ID_COLUMNS)
-        doc_id = f"{name}:{number}" if id_name is None or row[id_name] is None else _whole(str(row[id_name]))
+        doc_id = f"{name}:{number}" if id_name is None or row[id_name] is None else whole(str(row[id_name]))
         yield Document(doc_id, _text(row, title_name, place), _text(row, text_name, place)), place
 
 
@@ -131,9 +131,9 @@ def _text(row: Mapping[str, Any], name: str | None, place: str) -> str:
     value = "" if name is None or row[name] is None else row[name]
     if not isinstance(value, str):
         raise CorpusError(f"{place}: column '{name}' holds {type(value).__name__}, text is needed")
-    return _whole(value)
+    return whole(value)
 
 
-def _whole(text: str) -> str:
-    """JSON can hold half a surrogate pair, which no text can."""
+def whole(text: str) -> str:
+    """A text that can be written as UTF-8. JSON can hold half a surrogate pair, which no text can."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from lm_retrieval.artifacts import atomic_file, sha256_bytes, storage_errors
-from lm_retrieval.checkpoint import Checkpoint, save_checkpoint, weights_fingerprint
+from lm_retrieval.checkpoint import Checkpoint, save_checkpoint, stored_dtype, weights_fingerprint
 from lm_retrieval.config import EncoderConfig
 from lm_retrieval.encoding.batching import token_budget_batches
 from lm_retrieval.encoding.pooling import pool
@@ -254,13 +254,14 @@ class Encoder:
                 stream.write(save(tensors))
         else:
             (folder / TRANSFORM_NAME).unlink(missing_ok=True)
-        facts = ("kind", "format_version", "lm_retrieval_version", "weights_sha256")
+        facts = ("kind", "format_version", "lm_retrieval_version", "weights_sha256", "parameters", "dim")
         save_checkpoint(
             folder,
             model=checkpoint.model,
             tokenizer=checkpoint.tokenizer,
             pooling=checkpoint.pooling,
             config=checkpoint.config.model_copy(update={"encoder": self.config}),
+            dtype=stored_dtype(checkpoint),
             summary={key: value for key, value in checkpoint.manifest.items() if key not in facts},
         )
 

@@ -193,7 +193,9 @@ class _Build:
         if self.dense_weight is not None:
             return {"dense_weight": self.dense_weight, "dense_weight_source": "given"}
         given = self.earlier_weight.get("dense_weight_source") == "given"
-        if self.earlier_weight and (given or self.report.encoded <= _CALIBRATE_AGAIN * self.report.chunks):
+        if self.earlier_weight and (
+            given or self.report.encoded + self.report.resumed <= _CALIBRATE_AGAIN * self.report.chunks
+        ):
             return self.earlier_weight
         found = calibrate(store.documents(), encode=self.encoder.encode)
         self.report.calibration = found

@@ -79,7 +79,9 @@ def _scores(pairs: Sequence[Pair], encode: Callable[[list[str]], NDArray[np.floa
         for weight in WEIGHTS:
             fused = weighted_sum(words, meaning, dense_weight=weight)
             own = fused.get(str(row), 0.0)
-            rank = 1 + sum(score > own for score in fused.values()) if own > 0 else len(texts)
+            better = sum(score > own for score in fused.values())
+            equal = sum(score == own for score in fused.values()) - 1
+            rank = 1 + better + equal / 2 if own > 0 else len(texts)
             totals[weight] += 1 / np.log2(rank + 1) if rank <= 10 else 0.0
     return {weight: total / len(queries) for weight, total in totals.items()}
 

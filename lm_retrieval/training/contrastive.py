@@ -51,6 +51,7 @@ class ContrastiveObjective(Objective):
         self.model, self.pooling, self.config = model, pooling, config
         self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature), device=model.device))
         self.validation, self.dev_score = validation, dev_score
+        pooling.projection.requires_grad_(not config.words_only)
         learns = config.train_language_model and not config.words_only
         for name, parameter in model.named_parameters():
             # without the next-token term the head gets no gradient, and processes would wait for it for ever
@@ -76,7 +77,9 @@ class ContrastiveObjective(Objective):
         with torch.autocast(queries.device.type, enabled=False):
             scale = self.log_scale.exp().clamp(max=_MAX_SCALE)
             if config.contrastive_weight:
-                loss = loss + config.contrastive_weight * info_nce(queries, documents, batch.documents, scale=scale)
+                loss = loss + config.contrastive_weight * info_nce(
+                    queries, documents, right_answers(batch.queries, batch.documents), scale=scale
+                )
             if config.teacher_weight and batch.query_targets.any():
                 texts = torch.cat((queries, documents[: len(queries)]))
                 targets = torch.cat((batch.query_targets, batch.document_targets))
@@ -90,6 +93,8 @@ class ContrastiveObjective(Objective):
         ids, lengths = batch.document_ids, batch.document_lengths
         rows = max(1, _LM_TOKENS // ids.shape[1])
         known = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:rows, None]
+        if not known.any():
+            return hidden.new_zeros(())
         return self.model.loss(hidden[:rows, :-1][known], ids[:rows, 1:][known])
 
     @torch.no_grad()
@@ -103,7 +108,7 @@ class ContrastiveObjective(Objective):
             queries, _ = self.vectors(batch.query_ids, batch.query_lengths)
             documents, _ = self.vectors(batch.document_ids, batch.document_lengths)
             loss += float(self._ranking_loss(queries, documents, batch)) * len(queries)
-            scores = _masked_scores(queries, documents, batch.documents)
+            scores = _masked_scores(queries, documents, right_answers(batch.queries, batch.documents))
             hits += float((scores.argmax(1) == torch.arange(len(queries), device=scores.device)).sum())
             pairs += len(queries)
         metrics = {"validation_loss": loss / max(1.0, pairs), "validation_accuracy": hits / max(1.0, pairs)}
@@ -125,27 +130,43 @@ class ContrastiveObjective(Objective):
         save_weights(self.pooling, folder / POOLING_NAME, dtype=dtype)
 
 
-def info_nce(queries: Tensor, documents: Tensor, numbers: Tensor, *, scale: Tensor) -> Tensor:
+def right_answers(queries: Tensor, documents: Tensor) -> Tensor:
+    """Where a document that is not the query's own is known to answer it too.
+
+    It is the same document again, or one paired with the same query elsewhere in the batch.
+
+    Args:
+        queries: (B,) numbers, equal for equal queries.
+        documents: (B·(1 + N),) numbers, equal for equal documents; the B positives come first.
+
+    Returns:
+        (B, B·(1 + N)) booleans.
+    """
+    count = len(queries)
+    same = documents[:count, None] == documents
+    same[:, :count] |= queries[:, None] == queries
+    return same & ~torch.eye(count, len(documents), dtype=torch.bool, device=same.device)
+
+
+def info_nce(queries: Tensor, documents: Tensor, others: Tensor, *, scale: Tensor) -> Tensor:
     """Mean of query → document and document → query cross-entropy.
 
     Args:
         queries: (B, E) unit vectors.
         documents: (B·(1 + N), E) unit vectors, the B positives first; all are candidates for every query.
-        numbers: (B·(1 + N),) equal where two documents are the same: those are not each other's negatives.
+        others: (B, B·(1 + N)) True where a document is no negative of a query, because it is another right answer.
         scale: inverse temperature.
     """
-    scores = scale * _masked_scores(queries, documents, numbers)
+    scores = scale * _masked_scores(queries, documents, others)
     right = torch.arange(len(queries), device=queries.device)
     forward = functional.cross_entropy(scores, right)
     backward = functional.cross_entropy(scores[:, : len(queries)].T, right)
     return (forward + backward) / 2
 
 
-def _masked_scores(queries: Tensor, documents: Tensor, numbers: Tensor) -> Tensor:
-    """(B, B·(1 + N)) cosines; the query's own document, where it stands a second time, is out of the race."""
-    same = numbers[: len(queries), None] == numbers
-    same &= ~torch.eye(len(queries), len(documents), dtype=torch.bool, device=queries.device)
-    return (queries @ documents.T).masked_fill(same, -1e4)
+def _masked_scores(queries: Tensor, documents: Tensor, others: Tensor) -> Tensor:
+    """(B, B·(1 + N)) cosines; further right answers of a query are out of the race."""
+    return (queries @ documents.T).masked_fill(others, -1e4)
 
 
 def similarity_matching(texts: Tensor, targets: Tensor, *, scale: Tensor, teacher_scale: float) -> Tensor:

@@ -32,6 +32,8 @@ class PairBatch(NamedTuple):
     """(B·(1 + N), T) int64: the positives, then each pair's negatives."""
     document_lengths: Tensor
     """(B·(1 + N),) int64."""
+    queries: Tensor
+    """(B,) int64: equal numbers are the same query."""
     documents: Tensor
     """(B·(1 + N),) int64: equal numbers are the same document."""
     query_targets: Tensor
@@ -48,7 +50,7 @@ class TokenizedPairs:
     """Pairs as token ids, with the teacher's vectors where there is one.
 
     Attributes:
-        fingerprint: SHA-256 of ids and targets.
+        fingerprint: SHA-256 of everything a batch is made of.
     """
 
     def __init__(
@@ -69,13 +71,15 @@ class TokenizedPairs:
         self.queries = [encode(pair.query) for pair in pairs]
         self.positives = [encode(pair.positive) for pair in pairs]
         self.negatives = [[encode(text) for text in pair.negatives] for pair in pairs]
+        self.query_numbers = _numbers(pair.query for pair in pairs)
         self.documents = _numbers(pair.document for pair in pairs)
         self.sources = _numbers(pair.source for pair in pairs)
         empty = np.zeros((len(pairs), 0), np.float16)
         self.query_targets = empty if query_targets is None else query_targets
         self.document_targets = empty if document_targets is None else document_targets
         self.fingerprint = sha256_bytes(
-            *(ids.tobytes() for group in (self.queries, self.positives) for ids in group),
+            *(ids.tobytes() for group in (self.queries, self.positives, *self.negatives) for ids in group),
+            *(part.tobytes() for part in (self.documents, self.sources)),
             self.query_targets.tobytes(),
             self.document_targets.tobytes(),
         )
@@ -120,6 +124,7 @@ class PairBatches:
         return PairBatch(
             *self._padded([pairs.queries[row] for row in rows], generator),
             *self._padded(documents, generator),
+            torch.from_numpy(pairs.query_numbers[rows]),
             torch.from_numpy(numbers),
             torch.from_numpy(pairs.query_targets[rows].astype(np.float32)),
             torch.from_numpy(pairs.document_targets[rows].astype(np.float32)),
@@ -160,6 +165,9 @@ def _groups(sources: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int6
     small = np.concatenate([np.zeros(0, np.int64), *(group for group in groups if len(group) < batch_size)])
     if len(small) >= batch_size:
         large.append(small)
+    elif len(small) and large:  # too few for a batch: they join the smallest of the others
+        large.sort(key=len)
+        large[0] = np.concatenate((large[0], small))
     return large or [np.arange(len(sources))]
 
 

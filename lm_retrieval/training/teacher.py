@@ -140,5 +140,5 @@ def _read_part(path: Path) -> tuple[list[bytes], Vectors]:
             column = table.column("vector").combine_chunks()
             vectors = column.flatten().to_numpy().reshape(len(table), -1)
             return table.column("key").to_pylist(), vectors
-        except pa.ArrowException as error:
+        except (pa.ArrowException, KeyError, ValueError, OSError) as error:
             raise CheckpointError(f"{path}: damaged teacher vectors; delete the file, they are made again") from error

@@ -74,8 +74,8 @@ def gather(
     guide = find_teacher(teacher, documents=documents, cache=cache, encoder=_encoder_of(start), held_out=held_out)
     logger.info("%s pairs to learn from, %s held out", f"{len(training):,}", f"{len(held_out):,}")
     return Material(
-        training=_tokenized(training, start.tokenizer, settings, guide),
-        validation=_tokenized(held_out, start.tokenizer, settings, guide),
+        training=_tokenized(training, start, settings, guide),
+        validation=_tokenized(held_out, start, settings, guide),
         dev_score=_dev_score(corpus, documents),
         refit=isinstance(guide, BlendedTeacher),
         facts={
@@ -140,13 +140,14 @@ def clip(text: str, max_characters: int) -> str:
 def _split(pairs: list[Pair], wanted: int) -> tuple[list[Pair], list[Pair]]:
     """Held-out and training pairs; no document is on both sides."""
     limit = max(1, min(wanted, len(pairs) // 10))
-    documents = {pair.document for pair in pairs[:limit]}
+    order = list(dict.fromkeys(pair.document for pair in pairs))
+    documents = set(order[: max(2, min(limit, len(order) // 10))])
     held_out = [pair for pair in pairs if pair.document in documents][:limit]
     return held_out, [pair for pair in pairs if pair.document not in documents]
 
 
 def _tokenized(
-    pairs: Sequence[Pair], tokenizer: Tokenizer, settings: TuningConfig, teacher: Teacher | None
+    pairs: Sequence[Pair], start: Checkpoint, settings: TuningConfig, teacher: Teacher | None
 ) -> TokenizedPairs:
     """Token ids and the teacher's vectors; beyond `max_taught_pairs` a pair's target is zero, which means none."""
     taught = len(pairs) if settings.max_taught_pairs is None else min(len(pairs), settings.max_taught_pairs)
@@ -158,8 +159,8 @@ def _tokenized(
         pairs = [*pairs[:taught], *(pair._replace(source=f"{pair.source}, untaught") for pair in pairs[taught:])]
     return TokenizedPairs(
         pairs,
-        tokenizer=tokenizer,
-        max_length=settings.max_length_tokens,
+        tokenizer=start.tokenizer,
+        max_length=min(settings.max_length_tokens, start.model.context_length or settings.max_length_tokens),
         query_targets=targets[0],
         document_targets=targets[1],
     )

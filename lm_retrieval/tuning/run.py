@@ -34,6 +34,8 @@ from lm_retrieval.tuning.material import Material, gather
 from lm_retrieval.tuning.start import condition_states, taught_pooling, untaught_pooling
 from lm_retrieval.tuning.teachers import AUTO
 
+# learned pooling makes the averaging of layers and the whitening superfluous
+_ENCODER = {"pooling": "learned", "layers": "last", "postprocess": "none"}
 _FIT_PAIRS = 6_000
 _EVAL_BATCH = 256
 
@@ -93,7 +95,9 @@ def tune(
         update={
             "model": start.config.model,
             "tokenizer": start.config.tokenizer,
-            "encoder": start.config.encoder.model_copy(update={"pooling": "learned", "layers": "last"}),
+            "encoder": start.config.encoder.model_copy(
+                update={"pooling": "learned", "layers": "last", "postprocess": "none"}
+            ),
         }
     )
     with folder_lock(output) if rank() == 0 else nullcontext(), process_group(device):
@@ -167,7 +171,7 @@ def _run(
         }
         draw_curves(output)
         write_card(output, config, model, {key: value for key, value in summary.items() if key != "corpus_path"})
-        write_checkpoint_manifest(output, model=model, tokenizer=start.tokenizer, summary=summary)
+        write_checkpoint_manifest(output, model=model, tokenizer=start.tokenizer, pooling=pooling, summary=summary)
 
     trainer = Trainer(
         objective,

@@ -61,7 +61,9 @@ def taught_pooling(start: Checkpoint, token_ids: TokenIds, targets: Vectors) -> 
     mean, scale = states.mean(0), np.maximum(states.std(0), 1e-3)
     if start.pooling is not None:
         prior, projection = _carried_over(start.pooling, token_ids, targets, axes)
-        mean, scale = (part.detach().float().numpy() for part in (start.pooling.state_mean, start.pooling.state_scale))
+        mean, scale = (
+            part.detach().float().cpu().numpy() for part in (start.pooling.state_mean, start.pooling.state_scale)
+        )
     states = (states - mean) / scale
     known = mean_matrix(token_ids, weights) @ prior
     missing = wanted - known - states @ projection.T

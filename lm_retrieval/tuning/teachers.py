@@ -28,7 +28,7 @@ class LsiTeacher:
 
     def __init__(self, contents: Sequence[str]) -> None:
         """Fits on texts; more than 20,000 are sampled evenly."""
-        step = max(1, len(contents) // _MAX_DOCUMENTS)
+        step = max(1, -(-len(contents) // _MAX_DOCUMENTS))
         self.name = LSI
         self.fingerprint = sha256_bytes(*(content.encode(errors="replace") for content in contents))
         self._index = LsiIndex(islice(contents, 0, None, step))
