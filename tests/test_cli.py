@@ -114,15 +114,32 @@ def test_embed_again_encodes_only_what_changed(world: Path) -> None:
     assert "note-00.txt" in run("search", "volcanoes", "-k", "1", cwd=world).stdout
 
 
-def test_embed_without_an_encoder_trains_one_and_keeps_it(tmp_path: Path) -> None:
+def test_embed_without_an_encoder_uses_the_shipped_one(tmp_path: Path) -> None:
     (tmp_path / "diary").mkdir()
-    for number, text in enumerate(make_texts(30, seed=4)):
+    for number, text in enumerate(make_texts(60, seed=4)):
         (tmp_path / "diary" / f"{number}.md").write_text(f"# Day {number}\n{text}")
     first = run("embed", "diary", cwd=tmp_path)
-    assert "training a small LSTM" in first.stderr
-    assert (tmp_path / "checkpoints" / "diary-lstm" / "manifest.json").is_file()
-    assert "training" not in run("embed", "diary", cwd=tmp_path).stderr
+    assert "calibrated on" in first.stdout
+    facts = json.loads(run("info", "indexes/diary", "--format", "json", cwd=tmp_path).stdout)
+    assert (facts["encoder"], facts["dim"]) == ("lstm-base", 256)
+    assert 0 <= facts["dense_weight"] <= 1
+    assert facts["dense_weight_source"].endswith("pseudo-queries")
+    again = run("embed", "diary", cwd=tmp_path).stdout  # the copy in the index is the same encoder
+    assert "0 chunks encoded" in again
     assert "Day 7" in run("search", "day 7", "-k", "30", cwd=tmp_path).stdout
+    given = run("embed", "diary", "--dense-weight", "0.25", cwd=tmp_path)
+    assert given.returncode == 0
+    assert json.loads(run("info", "indexes/diary", "--format", "json", cwd=tmp_path).stdout)["dense_weight"] == 0.25
+
+
+def test_search_can_rerank_by_the_language_model(world: Path) -> None:
+    plain = json.loads(run("search", "the river", "--index", "notes", "--format", "json", cwd=world).stdout)
+    ordered = json.loads(
+        run("search", "the river", "--index", "notes", "--rerank", "lm", "--format", "json", cwd=world).stdout
+    )
+    assert len(ordered["hits"]) == len(plain["hits"])
+    scores = [hit["score"] for hit in ordered["hits"]]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_index_rebuilds_with_another_factory(world: Path) -> None:

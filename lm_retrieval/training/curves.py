@@ -20,8 +20,8 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def draw_curves(folder: Path) -> None:
-    """Writes `loss.svg`: training and held-out loss against tokens seen."""
+def draw_curves(folder: Path, *, label: str = "loss (nats per token)") -> None:
+    """Writes `loss.svg`: training and held-out loss against tokens seen; `label` says what the loss is."""
     from matplotlib.figure import Figure
 
     records = read_metrics(folder)
@@ -34,7 +34,7 @@ def draw_curves(folder: Path) -> None:
     if held_out:
         axes.plot(*zip(*held_out, strict=True), color="#e45756", marker="o", markersize=3, label="held out")
     axes.set_xlabel("tokens seen")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel(label)
     axes.set_title(folder.name)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g}M" if value >= 1e5 else f"{value:g}")
     axes.grid(alpha=0.25)

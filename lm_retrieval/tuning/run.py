@@ -169,8 +169,9 @@ def _run(
             "training_data_sha256": material.training.fingerprint,
             **material.facts,
         }
-        draw_curves(output)
-        write_card(output, config, model, {key: value for key, value in summary.items() if key != "corpus_path"})
+        draw_curves(output, label="contrastive loss (nats)")
+        facts = {key: value for key, value in summary.items() if key != "corpus_path"}
+        write_card(output, config, model, facts, what="An encoder")
         write_checkpoint_manifest(output, model=model, tokenizer=start.tokenizer, pooling=pooling, summary=summary)
 
     trainer = Trainer(
