@@ -1,5 +1,6 @@
 """Pairs of texts that belong together: read from files and judgments, or made from a corpus without any labels."""
 
+import hashlib
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,6 +30,11 @@ class Pair(NamedTuple):
     """Pairs of one source share a batch, so that topic or style alone does not give the answer away."""
     negatives: tuple[str, ...] = ()
     """Texts known not to answer the query."""
+
+
+def held_out(doc_id: str) -> bool:
+    """Whether a document is among the tenth that no encoder is ever tuned on: what is measured on it is not learned."""
+    return hashlib.blake2b(doc_id.encode(errors="replace"), digest_size=2, person=b"held out").digest()[0] % 10 == 0
 
 
 def corpus_pairs(documents: Iterable[Document], *, seed: int = 0, spans_per_document: int = 3) -> Iterator[Pair]:

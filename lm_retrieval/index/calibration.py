@@ -2,6 +2,7 @@
 
 Titles and spans are taken out of documents and asked for: the share that ranks the rest of their document best is the
 one to use. Such pseudo-queries are easier than people's, but they weigh words against meaning much as people's do.
+Only documents that no tuning ever learns from are asked for: an encoder tuned on this corpus knows the others by heart.
 
 Shapes: Q pseudo-queries, N texts to find.
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_retrieval.corpus.pairs import Pair, corpus_pairs
+from lm_retrieval.corpus.pairs import Pair, corpus_pairs, held_out
 from lm_retrieval.index.fusion import DENSE_WEIGHT, weighted_sum
 from lm_retrieval.index.lexical import LexicalIndex, top_rows
 from lm_retrieval.records import Document
@@ -22,6 +23,7 @@ WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 _TEXTS = 1000
 _QUERIES = 300
 _MIN_TEXTS = 50
+_MIN_QUERIES = 5
 _DEPTH = 100
 
 
@@ -50,12 +52,12 @@ def calibrate(documents: Iterable[Document], *, encode: Callable[[list[str]], ND
     kinds: dict[str, list[Pair]] = {"titles": [], "spans": []}
     for pair in corpus_pairs(_sample(documents), spans_per_document=1):
         kinds[pair.source].append(pair)
-    used = [pairs for pairs in kinds.values() if len(pairs) >= _MIN_TEXTS]
+    used = [pairs for pairs in kinds.values() if len(pairs) >= _MIN_TEXTS and len(_asked(pairs)) >= _MIN_QUERIES]
     if not used:
         return Calibration(DENSE_WEIGHT)
     curves = [_scores(pairs, encode) for pairs in used]
     scores = {weight: float(np.mean([curve[weight] for curve in curves])) for weight in WEIGHTS}
-    asked = sum(min(_QUERIES, len(pairs)) for pairs in used)
+    asked = sum(len(_asked(pairs)) for pairs in used)
     return Calibration(_middle_of_best(scores), asked, scores)
 
 
@@ -69,13 +71,14 @@ def _middle_of_best(scores: dict[float, float]) -> float:
 def _scores(pairs: Sequence[Pair], encode: Callable[[list[str]], NDArray[np.float32]]) -> dict[float, float]:
     """Weight → mean nDCG@10; each query has one right text, at `rank` worth 1 / log2(rank + 1)."""
     texts = [pair.positive for pair in pairs]
-    queries = [pair.query for pair in pairs[:_QUERIES]]
+    asked = _asked(pairs)
+    queries = [pairs[row].query for row in asked]
     lexical = LexicalIndex.build(texts)
     cosines = encode(queries) @ encode(texts).T  # (Q, N)
     totals = dict.fromkeys(WEIGHTS, 0.0)
-    for row, query in enumerate(queries):
+    for place, (row, query) in enumerate(zip(asked, queries, strict=True)):
         words = _ranking(*lexical.search(query, _DEPTH))
-        meaning = _ranking(*top_rows(cosines[row], _DEPTH))
+        meaning = _ranking(*top_rows(cosines[place], _DEPTH))
         for weight in WEIGHTS:
             fused = weighted_sum(words, meaning, dense_weight=weight)
             own = fused.get(str(row), 0.0)
@@ -86,18 +89,26 @@ def _scores(pairs: Sequence[Pair], encode: Callable[[list[str]], NDArray[np.floa
     return {weight: total / len(queries) for weight, total in totals.items()}
 
 
+def _asked(pairs: Sequence[Pair]) -> list[int]:
+    """The places of the pairs whose query is asked."""
+    return [place for place, pair in enumerate(pairs) if held_out(pair.document)][:_QUERIES]
+
+
 def _ranking(rows: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[str, float]:
     return {str(row): float(score) for row, score in zip(rows, scores, strict=True)}
 
 
 def _sample(documents: Iterable[Document]) -> list[Document]:
-    """An even sample (reservoir), in random order; the same one for the same documents."""
+    """An even sample (reservoir) of the documents asked for and of the others; the same for the same documents."""
     generator = random.Random(0)
-    kept: list[Document] = []
-    for seen, document in enumerate(documents):
-        if len(kept) < _TEXTS:
-            kept.append(document)
-        elif (place := generator.randrange(seen + 1)) < _TEXTS:
-            kept[place] = document
-    generator.shuffle(kept)
-    return kept
+    kept: dict[bool, list[Document]] = {True: [], False: []}
+    seen = {True: 0, False: 0}
+    for document in documents:
+        asked = held_out(document.doc_id)
+        limit = _QUERIES if asked else _TEXTS - _QUERIES
+        seen[asked] += 1
+        if len(kept[asked]) < limit:
+            kept[asked].append(document)
+        elif (place := generator.randrange(seen[asked])) < limit:
+            kept[asked][place] = document
+    return [*kept[True], *kept[False]]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lm_retrieval.checkpoint import Checkpoint
 from lm_retrieval.config import RunConfig, TuningConfig
 from lm_retrieval.corpus import Corpus
-from lm_retrieval.corpus.pairs import Pair, corpus_pairs, holds_pairs, judged_pairs, read_pairs
+from lm_retrieval.corpus.pairs import Pair, corpus_pairs, held_out, holds_pairs, judged_pairs, read_pairs
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.errors import CorpusError
 from lm_retrieval.evaluation.evaluator import evaluate
@@ -70,12 +70,12 @@ def gather(
         seed, spans = config.training.seed, settings.spans_per_document
         pairs += corpus_pairs(documents.values(), seed=seed, spans_per_document=spans)
     pairs = _usable(pairs, settings, start.tokenizer, seed=config.training.seed)
-    held_out, training = _split(pairs, settings.validation_pairs)
-    guide = find_teacher(teacher, documents=documents, cache=cache, encoder=_encoder_of(start), held_out=held_out)
-    logger.info("%s pairs to learn from, %s held out", f"{len(training):,}", f"{len(held_out):,}")
+    validation, training = _split(pairs, settings.validation_pairs)
+    guide = find_teacher(teacher, documents=documents, cache=cache, encoder=_encoder_of(start), held_out=validation)
+    logger.info("%s pairs to learn from, %s held out", f"{len(training):,}", f"{len(validation):,}")
     return Material(
         training=_tokenized(training, start, settings, guide),
-        validation=_tokenized(held_out, start, settings, guide),
+        validation=_tokenized(validation, start, settings, guide),
         dev_score=_dev_score(corpus, documents),
         refit=isinstance(guide, BlendedTeacher),
         facts={
@@ -138,12 +138,18 @@ def clip(text: str, max_characters: int) -> str:
 
 
 def _split(pairs: list[Pair], wanted: int) -> tuple[list[Pair], list[Pair]]:
-    """Held-out and training pairs; no document is on both sides."""
+    """Held-out and training pairs; no document is on both sides.
+
+    Of a corpus always the same documents are held out, whatever the seed: hybrid's weight is calibrated on them.
+    """
+    reserved = [pair for pair in pairs if held_out(pair.document)]
+    if len({pair.document for pair in reserved}) >= 2:
+        return reserved[:wanted], [pair for pair in pairs if not held_out(pair.document)]
     limit = max(1, min(wanted, len(pairs) // 10))
     order = list(dict.fromkeys(pair.document for pair in pairs))
     documents = set(order[: max(2, min(limit, len(order) // 10))])
-    held_out = [pair for pair in pairs if pair.document in documents][:limit]
-    return held_out, [pair for pair in pairs if pair.document not in documents]
+    validation = [pair for pair in pairs if pair.document in documents][:limit]
+    return validation, [pair for pair in pairs if pair.document not in documents]
 
 
 def _tokenized(
