@@ -12,7 +12,7 @@ from conftest import make_texts, write_jsonl
 
 from lm_retrieval.artifacts import read_manifest
 from lm_retrieval.corpus import open_corpus
-from lm_retrieval.corpus.pairs import corpus_pairs
+from lm_retrieval.corpus.pairs import corpus_pairs, held_out
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.errors import ConfigError, IndexFormatError
 from lm_retrieval.index import builder, calibration
@@ -150,6 +150,21 @@ def test_a_large_corpus_is_sampled_and_the_sample_is_fixed(monkeypatch: pytest.M
     assert 150 < np.mean(sample) < 250
 
 
+def test_of_a_tuned_encoder_only_documents_it_never_learns_from_are_asked() -> None:
+    documents = named(800)
+    reserved = {document.doc_id for document in documents if held_out(document.doc_id)}
+    assert 50 < len(reserved) < 110
+    asked: list[list[str]] = []
+
+    def encode(texts: list[str]) -> np.ndarray:
+        asked.append(texts)
+        return random_encoder(texts)
+
+    assert calibrate(documents, encode=encode, tuned=True).queries == 2 * len(reserved)
+    for queries in asked[::2]:
+        assert {text.split()[0].removeprefix("own") for text in queries if text.startswith("own")} <= reserved
+
+
 # ---------------------------------------------------------------- with an index
 
 
@@ -201,7 +216,7 @@ def test_a_measured_weight_is_kept_until_a_tenth_of_the_corpus_is_new(
     corpus_path: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter([Calibration(0.4, 99), Calibration(0.6, 99), Calibration(0.7, 99)])
-    monkeypatch.setattr(builder, "calibrate", lambda documents, *, encode: next(measured))
+    monkeypatch.setattr(builder, "calibrate", lambda documents, *, encode, tuned: next(measured))
     rows = [{"_id": f"d{n}", "title": f"note {n}", "text": text} for n, text in enumerate(make_texts(60, sentences=1))]
 
     def build(changed: int) -> float:

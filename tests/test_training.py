@@ -263,15 +263,15 @@ def test_rows_go_on_where_they_stopped_and_targets_are_one_further() -> None:
     stream = TokenStream(np.arange(1000, dtype=np.uint16), 1000, 1, "x")
     batches = SegmentBatches(stream, batch_size=3, sequence_length=10, seed=4)
     for epoch in (0, 1):
-        previous = batches.batch(epoch, 0)
+        previous = batches.batch(epoch, 0)[0]
         for step in range(1, batches.steps_per_epoch):
-            current = batches.batch(epoch, step)
+            current = batches.batch(epoch, step)[0]
             assert torch.equal(current[:, 0], previous[:, -1])
             assert torch.equal(current[:, 1:], current[:, :-1] + 1)
             previous = current
-    assert not torch.equal(batches.batch(0, 0), batches.batch(1, 0))
+    assert not torch.equal(batches.batch(0, 0)[0], batches.batch(1, 0)[0])
     assert torch.equal(
-        batches.batch(1, 2), SegmentBatches(stream, batch_size=3, sequence_length=10, seed=4).batch(1, 2)
+        batches.batch(1, 2)[0], SegmentBatches(stream, batch_size=3, sequence_length=10, seed=4).batch(1, 2)[0]
     )
 
 
@@ -283,7 +283,7 @@ def test_evaluation_equals_the_cross_entropy_of_the_stream(checkpoint: Checkpoin
     )
     total, count, state = 0.0, 0, None
     for step in range(objective.steps):
-        batch = objective.batches.batch(0, step)
+        batch = objective.batches.batch(0, step)[0]
         with torch.no_grad():
             output = checkpoint.model(batch[:, :-1], state)
         state = output.state

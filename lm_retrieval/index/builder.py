@@ -197,7 +197,8 @@ class _Build:
             given or self.report.encoded + self.report.resumed <= _CALIBRATE_AGAIN * self.report.chunks
         ):
             return self.earlier_weight
-        found = calibrate(store.documents(), encode=self.encoder.encode)
+        tuned = "tuned_from" in self.encoder.checkpoint.manifest
+        found = calibrate(store.documents(), encode=self.encoder.encode, tuned=tuned)
         self.report.calibration = found
         source = f"{found.queries} pseudo-queries" if found.queries else "default"
         return {"dense_weight": found.dense_weight, "dense_weight_source": source}

@@ -2,7 +2,7 @@
 
 Titles and spans are taken out of documents and asked for: the share that ranks the rest of their document best is the
 one to use. Such pseudo-queries are easier than people's, but they weigh words against meaning much as people's do.
-Only documents that no tuning ever learns from are asked for: an encoder tuned on this corpus knows the others by heart.
+Of an encoder that was tuned, only documents that no tuning ever learns from are asked: it knows the others by heart.
 
 Shapes: Q pseudo-queries, N texts to find.
 """
@@ -23,7 +23,7 @@ WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 _TEXTS = 1000
 _QUERIES = 300
 _MIN_TEXTS = 50
-_MIN_QUERIES = 5
+_MIN_QUERIES = 20
 _DEPTH = 100
 
 
@@ -42,23 +42,31 @@ class Calibration:
     scores: dict[float, float] | None = None
 
 
-def calibrate(documents: Iterable[Document], *, encode: Callable[[list[str]], NDArray[np.float32]]) -> Calibration:
+def calibrate(
+    documents: Iterable[Document], *, encode: Callable[[list[str]], NDArray[np.float32]], tuned: bool = False
+) -> Calibration:
     """Tries every weight on pseudo-queries of an even sample of the documents.
 
     Args:
         documents: of the corpus.
         encode: texts → (N, D) unit vectors.
+        tuned: the encoder may have learned from these documents; ask only for those that are always held out.
     """
+    sample = _sample(documents, tuned=tuned)
+    asked = {document.doc_id for document in sample if not tuned or held_out(document.doc_id)}
     kinds: dict[str, list[Pair]] = {"titles": [], "spans": []}
-    for pair in corpus_pairs(_sample(documents), spans_per_document=1):
+    for pair in corpus_pairs(sample, spans_per_document=1):
         kinds[pair.source].append(pair)
-    used = [pairs for pairs in kinds.values() if len(pairs) >= _MIN_TEXTS and len(_asked(pairs)) >= _MIN_QUERIES]
-    if not used:
+    curves, queries = [], 0
+    for pairs in kinds.values():
+        rows = [row for row, pair in enumerate(pairs) if pair.document in asked][:_QUERIES]
+        if len(pairs) >= _MIN_TEXTS and len(rows) >= _MIN_QUERIES:
+            curves.append(_scores(pairs, rows, encode))
+            queries += len(rows)
+    if not curves:
         return Calibration(DENSE_WEIGHT)
-    curves = [_scores(pairs, encode) for pairs in used]
     scores = {weight: float(np.mean([curve[weight] for curve in curves])) for weight in WEIGHTS}
-    asked = sum(len(_asked(pairs)) for pairs in used)
-    return Calibration(_middle_of_best(scores), asked, scores)
+    return Calibration(_middle_of_best(scores), queries, scores)
 
 
 def _middle_of_best(scores: dict[float, float]) -> float:
@@ -68,17 +76,18 @@ def _middle_of_best(scores: dict[float, float]) -> float:
     return near[len(near) // 2]
 
 
-def _scores(pairs: Sequence[Pair], encode: Callable[[list[str]], NDArray[np.float32]]) -> dict[float, float]:
+def _scores(
+    pairs: Sequence[Pair], asked: Sequence[int], encode: Callable[[list[str]], NDArray[np.float32]]
+) -> dict[float, float]:
     """Weight → mean nDCG@10; each query has one right text, at `rank` worth 1 / log2(rank + 1)."""
     texts = [pair.positive for pair in pairs]
-    asked = _asked(pairs)
     queries = [pairs[row].query for row in asked]
     lexical = LexicalIndex.build(texts)
     cosines = encode(queries) @ encode(texts).T  # (Q, N)
     totals = dict.fromkeys(WEIGHTS, 0.0)
-    for place, (row, query) in enumerate(zip(asked, queries, strict=True)):
+    for row, query, similar in zip(asked, queries, cosines, strict=True):
         words = _ranking(*lexical.search(query, _DEPTH))
-        meaning = _ranking(*top_rows(cosines[place], _DEPTH))
+        meaning = _ranking(*top_rows(similar, _DEPTH))
         for weight in WEIGHTS:
             fused = weighted_sum(words, meaning, dense_weight=weight)
             own = fused.get(str(row), 0.0)
@@ -89,26 +98,26 @@ def _scores(pairs: Sequence[Pair], encode: Callable[[list[str]], NDArray[np.floa
     return {weight: total / len(queries) for weight, total in totals.items()}
 
 
-def _asked(pairs: Sequence[Pair]) -> list[int]:
-    """The places of the pairs whose query is asked."""
-    return [place for place, pair in enumerate(pairs) if held_out(pair.document)][:_QUERIES]
-
-
 def _ranking(rows: NDArray[np.int64], scores: NDArray[np.float32]) -> dict[str, float]:
     return {str(row): float(score) for row, score in zip(rows, scores, strict=True)}
 
 
-def _sample(documents: Iterable[Document]) -> list[Document]:
-    """An even sample (reservoir) of the documents asked for and of the others; the same for the same documents."""
+def _sample(documents: Iterable[Document], *, tuned: bool = False) -> list[Document]:
+    """An even sample (reservoir), in random order; the same for the same documents.
+
+    For a tuned encoder held-out documents are sampled apart, so that enough of them are there to be asked for.
+    """
     generator = random.Random(0)
-    kept: dict[bool, list[Document]] = {True: [], False: []}
-    seen = {True: 0, False: 0}
+    limits = {True: _QUERIES, False: _TEXTS - _QUERIES} if tuned else {False: _TEXTS}
+    kept: dict[bool, list[Document]] = {part: [] for part in limits}
+    seen = dict.fromkeys(limits, 0)
     for document in documents:
-        asked = held_out(document.doc_id)
-        limit = _QUERIES if asked else _TEXTS - _QUERIES
-        seen[asked] += 1
-        if len(kept[asked]) < limit:
-            kept[asked].append(document)
-        elif (place := generator.randrange(seen[asked])) < limit:
-            kept[asked][place] = document
-    return [*kept[True], *kept[False]]
+        part = tuned and held_out(document.doc_id)
+        seen[part] += 1
+        if len(kept[part]) < limits[part]:
+            kept[part].append(document)
+        elif (place := generator.randrange(seen[part])) < limits[part]:
+            kept[part][place] = document
+    chosen = [document for part in kept.values() for document in part]
+    generator.shuffle(chosen)
+    return chosen
