@@ -204,6 +204,14 @@ def is_checkpoint(path: Path) -> bool:
     return (path / MANIFEST_NAME).is_file() and (path / WEIGHTS_NAME).is_file()
 
 
+def check_output(path: Path, *, resume: bool) -> None:
+    """Raises CheckpointError where a new run would overwrite a checkpoint, or a resumed one has none to go on from."""
+    if resume and not is_checkpoint(path):
+        raise CheckpointError(f"{path}: nothing to resume; run without --resume")
+    if not resume and is_checkpoint(path):
+        raise CheckpointError(f"{path}: holds a checkpoint already; add --resume to go on, or choose another --output")
+
+
 def find_checkpoint(name: Path | str, *, folder: Path = Path("checkpoints")) -> Path:
     """The folder meant by a path, by the name of a folder in `checkpoints/`, or of an encoder that comes with `lmr`.
 

@@ -197,8 +197,6 @@ class TuningConfig(Section):
     """false: only the pooling learns; steps are three times faster, and the language model writes as before."""
     max_pairs: PositiveInt = 1_000_000
     """Of more pairs so many are drawn."""
-    max_taught_pairs: PositiveInt | None = None
-    """The teacher reads at most so many pairs; the others are learned from without it."""
     hard_negatives: NonNegativeInt = 0
     """Negatives mined for each labelled pair."""
     spans_per_document: NonNegativeInt = 6

@@ -167,7 +167,7 @@ def test_pairs_teach_which_words_answer_which_though_they_share_none(
     assert losses[-1] < losses[0] / 4
     assert result.position.best_loss == min(losses) == losses[result.position.best_step // 5 - 1]
     facts = manifest(tmp_path / "run")
-    assert (facts["pairs"], facts["teacher"], facts["tuned_from"]) == (57, None, "tiny-lstm")
+    assert (facts["pairs"], facts["teacher"], facts["tuned_from"]) == (58, None, "tiny-lstm")
     assert facts["best_step"] == result.position.best_step
 
 
@@ -199,6 +199,29 @@ def test_a_dev_split_decides_which_weights_are_best(labelled: Path, start: Path,
     )
     ranks = 1 + (cosines > cosines[np.arange(20), np.arange(60, 80)][:, None]).sum(1)
     assert np.mean(np.where(ranks <= 10, 1 / np.log2(ranks + 1), 0)) == pytest.approx(max(scores), abs=1e-4)
+
+
+def test_without_labels_not_even_the_dev_split_is_looked_at(labelled: Path, start: Path, tmp_path: Path) -> None:
+    result = run(labelled, start, tmp_path / "run", labels="none")
+    assert evaluations(tmp_path / "run", "dev_ndcg@10") == []
+    assert result.position.best_loss == min(evaluations(tmp_path / "run"))
+
+
+def test_of_pairs_as_many_are_learned_from_as_are_not_needed_for_validation(pairs_path: Path, start: Path) -> None:
+    found = material(pairs_path, start, "tuning.validation_pairs=3")
+    assert (len(found.training), len(found.validation)) == (61, 3)
+
+
+def test_words_alone_leave_no_projection_behind_that_was_fitted_but_not_trained(
+    corpus_path: Path, start: Path, tmp_path: Path
+) -> None:
+    run(corpus_path, start, tmp_path / "words", "tuning.words_only=true", teacher="lsi")
+    assert not parameters(tmp_path / "words")["pooling.projection"].any()
+    # the next stage measures the states and takes the language model in
+    run(corpus_path, tmp_path / "words", tmp_path / "all")
+    after = parameters(tmp_path / "all")
+    assert after["pooling.projection"].any()
+    assert after["pooling.state_mean"].any()
 
 
 def test_a_first_step_moves_token_vectors_by_their_multiple_of_the_learning_rate(
@@ -266,7 +289,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_byte_for_byte(
 def test_a_run_goes_on_only_with_what_it_began_with(
     corpus_path: Path, start: Path, tuned: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="nothing to resume; tune without --resume"):
+    with pytest.raises(CheckpointError, match="nothing to resume; run without --resume"):
         run(corpus_path, start, tmp_path / "absent", resume=True)
     before = contents(tuned)
     with pytest.raises(ConfigError, match=r"cannot resume with another tuning\.temperature \(0\.05 there, 0\.1 now\)"):
@@ -349,14 +372,6 @@ def test_a_file_of_pairs_is_learned_from_as_it_is_or_as_plain_documents(pairs_pa
     assert texts_of(as_pairs, start, "queries") == {f"{subject} {thing}" for subject in SUBJECTS for thing in OBJECTS}
     as_documents = material(pairs_path, start, labels="none")
     assert len(texts_of(as_documents, start, "positives")) == 64
-
-
-def test_beyond_the_limit_pairs_have_no_teacher_and_batches_of_their_own(corpus_path: Path, start: Path) -> None:
-    found = material(corpus_path, start, "tuning.max_taught_pairs=50", teacher="lsi").training
-    taught = found.query_targets.any(axis=1)
-    assert taught.tolist() == [True] * 50 + [False] * (len(found) - 50)
-    assert (found.document_targets.any(axis=1) == taught).all()
-    assert not set(found.sources[taught]) & set(found.sources[~taught])
 
 
 def test_long_texts_are_cut_between_words() -> None:

@@ -63,6 +63,18 @@ text_column_option = click.option(
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 
 
+_set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."
+)
+_max_time_option = click.option("--max-time", help="Stop after this time, for example 90s, 5m, 1.5h.")
+_resume_option = click.option("--resume", is_flag=True, help="Go on exactly where the run in --output was saved.")
+
+
+def run_options(function: F) -> F:
+    """`--set`, `--max-time` and `--resume` of a training run."""
+    return _set_option(_max_time_option(_resume_option(function)))
+
+
 def corpus_options(function: F) -> F:
     """`--encoding` and `--text-column`."""
     return encoding_option(text_column_option(function))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option
+from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option, run_options
 
 if TYPE_CHECKING:
     from lm_retrieval.training.trainer import TrainingResult
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 @click.option("--validation", type=PATH, help="Held-out text.  [default: a share of the documents]")
 @click.option("--tokenizer", "tokenizer_path", type=PATH, help="A trained tokenizer.  [default: train one]")
 @click.option("--from", "start", help="A checkpoint to go on from with new text.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
-@click.option("--max-time", help="Stop after this time, for example 90s, 5m, 1.5h.")
-@click.option("--resume", is_flag=True, help="Go on exactly where the run in --output was saved.")
+@run_options
 @device_option
 @corpus_options
 def train(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option
+from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option, run_options
 from lm_retrieval.cli.train import echo_result, stop_on_signals
 
 
@@ -25,9 +25,7 @@ from lm_retrieval.cli.train import echo_result, stop_on_signals
     help="lsi, none, or the folder of a sentence-transformers model.  [default: lsi where there are documents]",
 )
 @click.option("--config", type=PATH, help="TOML file with [training] and [tuning].  [default: five minutes]")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable.")
-@click.option("--max-time", help="Stop after this time, for example 90s, 5m, 1.5h.")
-@click.option("--resume", is_flag=True, help="Go on exactly where the run in --output was saved.")
+@run_options
 @device_option
 @corpus_options
 def tune(

@@ -12,13 +12,13 @@ from lm_retrieval.checkpoint import (
     CONFIG_NAME,
     TOKENIZER_NAME,
     Checkpoint,
-    is_checkpoint,
+    check_output,
     read_config,
     write_checkpoint_manifest,
 )
 from lm_retrieval.config import RunConfig
 from lm_retrieval.corpus import Corpus
-from lm_retrieval.errors import CheckpointError, ConfigError
+from lm_retrieval.errors import ConfigError
 from lm_retrieval.generation import PRESETS, generate
 from lm_retrieval.models import LanguageModel, build_model
 from lm_retrieval.runtime import seed_everything
@@ -83,13 +83,11 @@ def train(
     with folder_lock(output) if rank() == 0 else nullcontext(), process_group(device):
         if start is not None:
             config = config.model_copy(update={"model": start.config.model})
+        if resume or rank() == 0:
+            check_output(output, resume=resume)
         if resume:
-            start, tokenizer = None, _saved_tokenizer(output)
+            start, tokenizer = None, Tokenizer.load(output / TOKENIZER_NAME)
             check_resumable(read_config(output), config, output)
-        elif rank() == 0 and is_checkpoint(output):
-            raise CheckpointError(
-                f"{output}: holds a checkpoint already; add --resume to go on, or choose another --output"
-            )
         if start is not None:
             tokenizer = start.tokenizer
         seed_everything(config.training.seed + rank())
@@ -212,12 +210,6 @@ def _streams(
         # the memory maps stay valid; only process 0 leaves files behind
         shutil.rmtree(folder, ignore_errors=True)
     return streams
-
-
-def _saved_tokenizer(output: Path) -> Tokenizer:
-    if not is_checkpoint(output):
-        raise CheckpointError(f"{output}: nothing to resume; train without --resume")
-    return Tokenizer.load(output / TOKENIZER_NAME)
 
 
 def check_resumable(saved: RunConfig, now: RunConfig, output: Path) -> None:

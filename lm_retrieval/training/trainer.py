@@ -337,7 +337,7 @@ class Trainer:
         path = self.folder / TRAINER_STATE_NAME
         if not path.is_file():
             raise CheckpointError(
-                f"{self.folder}: nothing to resume ({TRAINER_STATE_NAME} is missing); train without --resume"
+                f"{self.folder}: nothing to resume ({TRAINER_STATE_NAME} is missing); run without --resume"
             )
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)

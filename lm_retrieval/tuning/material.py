@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lm_retrieval.checkpoint import Checkpoint
 from lm_retrieval.config import RunConfig, TuningConfig
@@ -59,6 +58,7 @@ def gather(
     """
     settings = config.tuning
     documents: dict[str, Document] = {}
+    encoder = _encoder_of(start)
     if labels is None and holds_pairs(corpus.path):
         pairs = list(read_pairs(corpus.path))
     else:
@@ -66,17 +66,17 @@ def gather(
         _refuse_small(documents, corpus)
         pairs = _labelled(corpus, documents, labels)
         if pairs and settings.hard_negatives:
-            pairs = mine_negatives(pairs, documents, count=settings.hard_negatives, encoder=_encoder_of(start))
+            pairs = mine_negatives(pairs, documents, count=settings.hard_negatives, encoder=encoder)
         seed, spans = config.training.seed, settings.spans_per_document
         pairs += corpus_pairs(documents.values(), seed=seed, spans_per_document=spans)
     pairs = _usable(pairs, settings, start.tokenizer, seed=config.training.seed)
-    validation, training = _split(pairs, settings.validation_pairs)
-    guide = find_teacher(teacher, documents=documents, cache=cache, encoder=_encoder_of(start), held_out=validation)
+    validation, training = _split(pairs, settings.validation_pairs, of_corpus=bool(documents))
+    guide = find_teacher(teacher, documents=documents, cache=cache, encoder=encoder, held_out=validation)
     logger.info("%s pairs to learn from, %s held out", f"{len(training):,}", f"{len(validation):,}")
     return Material(
         training=_tokenized(training, start, settings, guide),
         validation=_tokenized(validation, start, settings, guide),
-        dev_score=_dev_score(corpus, documents),
+        dev_score=None if labels == NO_LABELS else _dev_score(corpus, documents),
         refit=isinstance(guide, BlendedTeacher),
         facts={
             "corpus_path": str(corpus.path.resolve()),
@@ -137,12 +137,12 @@ def clip(text: str, max_characters: int) -> str:
     return text if len(text) <= max_characters else text[:max_characters].rsplit(" ", 1)[0]
 
 
-def _split(pairs: list[Pair], wanted: int) -> tuple[list[Pair], list[Pair]]:
+def _split(pairs: list[Pair], wanted: int, *, of_corpus: bool) -> tuple[list[Pair], list[Pair]]:
     """Held-out and training pairs; no document is on both sides.
 
     Of a corpus always the same documents are held out, whatever the seed: hybrid's weight is calibrated on them.
     """
-    reserved = [pair for pair in pairs if held_out(pair.document)]
+    reserved = [pair for pair in pairs if held_out(pair.document)] if of_corpus else []
     if len({pair.document for pair in reserved}) >= 2:
         return reserved[:wanted], [pair for pair in pairs if not held_out(pair.document)]
     limit = max(1, min(wanted, len(pairs) // 10))
@@ -155,20 +155,13 @@ def _split(pairs: list[Pair], wanted: int) -> tuple[list[Pair], list[Pair]]:
 def _tokenized(
     pairs: Sequence[Pair], start: Checkpoint, settings: TuningConfig, teacher: Teacher | None
 ) -> TokenizedPairs:
-    """Token ids and the teacher's vectors; beyond `max_taught_pairs` a pair's target is zero, which means none."""
-    taught = len(pairs) if settings.max_taught_pairs is None else min(len(pairs), settings.max_taught_pairs)
-    targets: list[NDArray[np.float16] | None] = [None, None]
-    if teacher is not None:
-        sides = ([pair.query for pair in pairs[:taught]], [pair.positive for pair in pairs[:taught]])
-        targets = [np.asarray(teacher.encode(side), np.float16) for side in sides]
-        targets = [np.pad(side, ((0, len(pairs) - taught), (0, 0))) for side in targets if side is not None]
-        pairs = [*pairs[:taught], *(pair._replace(source=f"{pair.source}, untaught") for pair in pairs[taught:])]
+    """Token ids and the teacher's vectors."""
     return TokenizedPairs(
         pairs,
         tokenizer=start.tokenizer,
         max_length=min(settings.max_length_tokens, start.model.context_length or settings.max_length_tokens),
-        query_targets=targets[0],
-        document_targets=targets[1],
+        query_targets=teacher.encode([pair.query for pair in pairs]) if teacher else None,
+        document_targets=teacher.encode([pair.positive for pair in pairs]) if teacher else None,
     )
 
 

@@ -12,14 +12,15 @@ from lm_retrieval.checkpoint import (
     CONFIG_NAME,
     TOKENIZER_NAME,
     Checkpoint,
-    is_checkpoint,
+    build_pooling,
+    check_output,
     read_config,
     write_checkpoint_manifest,
 )
 from lm_retrieval.config import EncoderConfig, RunConfig, TrainingConfig
 from lm_retrieval.corpus import Corpus
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.errors import CheckpointError, MismatchError
+from lm_retrieval.errors import MismatchError
 from lm_retrieval.models import LearnedPooling
 from lm_retrieval.runtime import seed_everything
 from lm_retrieval.tokenizer import Tokenizer
@@ -101,12 +102,10 @@ def tune(
         }
     )
     with folder_lock(output) if rank() == 0 else nullcontext(), process_group(device):
+        if resume or rank() == 0:
+            check_output(output, resume=resume)
         if resume:
             _check_run(output, start, config)
-        elif rank() == 0 and is_checkpoint(output):
-            raise CheckpointError(
-                f"{output}: holds a checkpoint already; add --resume to go on, or choose another --output"
-            )
         seed_everything(config.training.seed)
         with rank_zero_first():
             material = gather(corpus, start, config, labels=labels, teacher=teacher, cache=teacher_cache)
@@ -114,8 +113,6 @@ def tune(
 
 
 def _check_run(output: Path, start: Checkpoint, config: RunConfig) -> None:
-    if not is_checkpoint(output):
-        raise CheckpointError(f"{output}: nothing to resume; tune without --resume")
     if Tokenizer.load(output / TOKENIZER_NAME).fingerprint != start.tokenizer.fingerprint:
         raise MismatchError(f"{output}: was tuned with another tokenizer than {start.path} has; give the same --from")
     check_resumable(read_config(output), config, output)
@@ -133,9 +130,8 @@ def _run(
 ) -> TrainingResult:
     settings = config.training
     model = start.model.to(local_device(device))
-    pooling = _pooling(start, material.training, refit=material.refit)
-    if not config.tuning.words_only and not pooling.projection.any():
-        condition_states(pooling, model, material.training.positives[:_FIT_PAIRS])
+    # a resumed run reads its pooling back
+    pooling = build_pooling(model) if resume else _start_pooling(start, material, words_only=config.tuning.words_only)
     pooling = pooling.to(model.device)
     parts = settings.accumulation_steps * world_size()
     batches = PairBatches(
@@ -186,7 +182,18 @@ def _run(
     return trainer.run(resume=resume)
 
 
-def _pooling(start: Checkpoint, pairs: TokenizedPairs, *, refit: bool) -> LearnedPooling:
+def _start_pooling(start: Checkpoint, material: Material, *, words_only: bool) -> LearnedPooling:
+    """Where the pooling starts: words alone without a projection, all else with one that is ready to learn."""
+    pooling = _fitted_pooling(start, material.training, refit=material.refit)
+    if words_only:
+        # hidden states take no part in the training, so they must not take part in the encoder that comes out of it
+        pooling.projection.data.zero_()
+    elif not pooling.projection.any():
+        condition_states(pooling, start.model, material.training.positives[:_FIT_PAIRS])
+    return pooling
+
+
+def _fitted_pooling(start: Checkpoint, pairs: TokenizedPairs, *, refit: bool) -> LearnedPooling:
     """The start's pooling, fitted to the teacher first where it has none or the teacher is made for it."""
     if start.pooling is not None and not refit:
         return start.pooling
