@@ -201,6 +201,8 @@ class TuningConfig(Section):
     """Negatives mined for each labelled pair."""
     spans_per_document: NonNegativeInt = 6
     """Random spans asked for in each unlabelled document."""
+    spans_per_positive: NonNegativeInt = 0
+    """Random spans asked for, too, in each positive of a file of pairs."""
     validation_pairs: PositiveInt = 1024
     """At most so many pairs, and at most a tenth of all, are held out."""
 

@@ -9,7 +9,7 @@ import click
 from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option, echo_json, format_option
 
 if TYPE_CHECKING:
-    from lm_retrieval.index.builder import BuildReport
+    from lm_retrieval.index.report import BuildReport
     from lm_retrieval.records import Hit
 
 

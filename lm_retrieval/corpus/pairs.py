@@ -50,15 +50,17 @@ def corpus_pairs(documents: Iterable[Document], *, seed: int = 0, spans_per_docu
             yield Pair(title, text, document.doc_id, "titles")
         for heading, section in _sections(text):
             yield Pair(heading, section, document.doc_id, "titles")
-        words = list(_WORD.finditer(text))
-        if len(words) < _MIN_WORDS:
-            continue
-        for _ in range(min(spans_per_document, len(words) // _MIN_WORDS + 1)):
-            size = generator.randint(*_SPAN_WORDS)
-            start = generator.randrange(len(words) - size)
-            first, last = words[start].start(), words[start + size - 1].end()
+        for first, last in _spans(text, spans_per_document, generator):
             rest = f"{title}\n{text[:first]} {text[last:]}".strip()
             yield Pair(text[first:last], rest, document.doc_id, "spans")
+
+
+def span_pairs(pairs: Iterable[Pair], *, seed: int = 0, spans_per_positive: int = 1) -> Iterator[Pair]:
+    """Random spans of the positives as further queries: in each batch they ask for the texts they were taken from."""
+    for document, pair in {pair.document: pair for pair in pairs}.items():
+        generator = random.Random(f"{seed}:{document}")
+        for first, last in _spans(pair.positive, spans_per_positive, generator):
+            yield Pair(pair.positive[first:last], pair.positive, document, f"{pair.source} spans")
 
 
 def judged_pairs(documents: Mapping[str, Document], queries: Iterable[Query], qrels: Qrels) -> Iterator[Pair]:
@@ -106,6 +108,17 @@ def holds_pairs(path: Path) -> bool:
         return False
     row = next((row for row, _ in tables.read_rows(first)), {})
     return "query" in row and bool({"positive", "positive_id"} & set(row))
+
+
+def _spans(text: str, count: int, generator: random.Random) -> Iterator[tuple[int, int]]:
+    """First and last character of random runs of words; few of a short text."""
+    words = list(_WORD.finditer(text))
+    if len(words) < _MIN_WORDS:
+        return
+    for _ in range(min(count, len(words) // _MIN_WORDS + 1)):
+        size = generator.randint(*_SPAN_WORDS)
+        start = generator.randrange(len(words) - size)
+        yield words[start].start(), words[start + size - 1].end()
 
 
 def _sections(text: str) -> Iterator[tuple[str, str]]:

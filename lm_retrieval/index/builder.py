@@ -7,9 +7,7 @@ the new one is whole, and a killed run finds its finished shards again.
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +27,9 @@ from lm_retrieval.corpus.chunking import Chunk, chunk_text
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.errors import ConfigError, CorpusError, IndexFormatError, LmRetrievalError, MismatchError
 from lm_retrieval.index import vectors
-from lm_retrieval.index.calibration import Calibration, calibrate
+from lm_retrieval.index.calibration import calibrate
 from lm_retrieval.index.lexical import K1, B, LexicalIndex
+from lm_retrieval.index.report import BuildReport, Clock
 from lm_retrieval.index.store import (
     Shard,
     Store,
@@ -43,7 +42,6 @@ from lm_retrieval.index.store import (
 )
 from lm_retrieval.progress import progress
 from lm_retrieval.records import Document
-from lm_retrieval.runtime import peak_memory_bytes
 
 KIND = "index"
 ENCODER_NAME = "encoder"
@@ -54,33 +52,6 @@ _PLAN_NAME = "plan.json"
 SHARD_CHUNKS = 4096
 _CALIBRATE_AGAIN = 0.1  # share of chunks that are new since the weight was calibrated
 _WEIGHT_KEYS = ("dense_weight", "dense_weight_source")
-
-
-@dataclass
-class BuildReport:
-    """What a build did.
-
-    Attributes:
-        encoded, reused, resumed: chunks that were encoded, taken from the earlier index, or found in a killed run.
-        removed: documents of the earlier index that the corpus no longer has.
-        split_documents: documents longer than one window, indexed as several chunks.
-        seconds: time by stage.
-        peak_memory_bytes: largest memory of the process up to the end of each stage's last use.
-    """
-
-    documents: int = 0
-    chunks: int = 0
-    empty_documents: int = 0
-    split_documents: int = 0
-    encoded: int = 0
-    reused: int = 0
-    resumed: int = 0
-    removed: int = 0
-    factory: str = ""
-    recall_at_10: float | None = None
-    calibration: Calibration | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
 
 
 def build_index(
@@ -155,7 +126,7 @@ class _Build:
         self.corpus, self.output, self.factory, self.shard_chunks = corpus, output, factory, shard_chunks
         self.staging = output.with_name(f".{output.name}.partial")
         self.report = BuildReport()
-        self._clock = _Clock(self.report)
+        self._clock = Clock(self.report)
         self.earlier: Store | None = None
         self.encoder_name = encoder.name
         if rebuild:
@@ -379,26 +350,6 @@ class _Build:
                 parts.append(encoded[place : place + len(pieces)])
                 place += len(pieces)
         return np.ascontiguousarray(np.concatenate(parts))
-
-
-class _Clock:
-    """Adds up wall time by stage: `with clock("encode"): …`."""
-
-    def __init__(self, report: BuildReport) -> None:
-        self._report, self._stage, self._started = report, "", 0.0
-
-    def __call__(self, stage: str) -> "_Clock":
-        self._stage = stage
-        return self
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        elapsed = time.perf_counter() - self._started
-        seconds = self._report.seconds
-        seconds[self._stage] = seconds.get(self._stage, 0.0) + elapsed
-        self._report.peak_memory_bytes[self._stage] = peak_memory_bytes()
 
 
 def _build_vectors(folder: Path, store: Store, dim: int, report: BuildReport) -> None:

@@ -2,32 +2,35 @@
 
 import logging
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lm_retrieval.checkpoint import Checkpoint
 from lm_retrieval.config import RunConfig, TuningConfig
 from lm_retrieval.corpus import Corpus
-from lm_retrieval.corpus.pairs import Pair, corpus_pairs, held_out, holds_pairs, judged_pairs, read_pairs
+from lm_retrieval.corpus.pairs import Pair, corpus_pairs, held_out, holds_pairs, judged_pairs, read_pairs, span_pairs
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.errors import CorpusError
 from lm_retrieval.evaluation.evaluator import evaluate
+from lm_retrieval.evaluation.similarity import ranked_by_similarity
 from lm_retrieval.records import Document
 from lm_retrieval.tokenizer import Tokenizer
 from lm_retrieval.training.pair_batches import TokenizedPairs
 from lm_retrieval.training.teacher import Teacher
 from lm_retrieval.tuning.mining import mine_negatives
-from lm_retrieval.tuning.teachers import BlendedTeacher, find_teacher
+from lm_retrieval.tuning.teachers import find_teacher
 
 logger = logging.getLogger(__name__)
 
 MIN_DOCUMENTS = 50
 NO_LABELS = "none"
 _DEV_DOCUMENTS = 20_000
+_MOST_WORDS = 80_000
+_WORD = re.compile(r"[^\W\d_][\w'-]*")
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,16 @@ class Material:
 
     Attributes:
         dev_score: nDCG@10 of an encoder on the corpus's dev split, where it has one.
-        refit: the teacher was made around the start's encoder, whose pooling is to be fitted to it first.
+        teacher: whose similarities are learned.
+        words: of the texts, the most frequent first; a teacher says a lot about each in little time.
         facts: for the manifest.
     """
 
     training: TokenizedPairs
     validation: TokenizedPairs
     dev_score: Callable[[Encoder], float] | None
-    refit: bool
+    teacher: Teacher | None
+    words: list[str]
     facts: dict[str, Any]
 
 
@@ -60,7 +65,8 @@ def gather(
     documents: dict[str, Document] = {}
     encoder = _encoder_of(start)
     if labels is None and holds_pairs(corpus.path):
-        pairs = list(read_pairs(corpus.path))
+        pairs = _usable(list(read_pairs(corpus.path)), settings, start.tokenizer)
+        pairs += span_pairs(pairs, spans_per_positive=settings.spans_per_positive)
     else:
         documents = {document.doc_id: document for document in corpus.documents()}
         _refuse_small(documents, corpus)
@@ -69,7 +75,7 @@ def gather(
             pairs = mine_negatives(pairs, documents, count=settings.hard_negatives, encoder=encoder)
         seed, spans = config.training.seed, settings.spans_per_document
         pairs += corpus_pairs(documents.values(), seed=seed, spans_per_document=spans)
-    pairs = _usable(pairs, settings, start.tokenizer, seed=config.training.seed)
+        pairs = _usable(pairs, settings, start.tokenizer)
     validation, training = _split(pairs, settings.validation_pairs, of_corpus=bool(documents))
     guide = find_teacher(teacher, documents=documents, cache=cache, encoder=encoder, held_out=validation)
     logger.info("%s pairs to learn from, %s held out", f"{len(training):,}", f"{len(validation):,}")
@@ -77,7 +83,8 @@ def gather(
         training=_tokenized(training, start, settings, guide),
         validation=_tokenized(validation, start, settings, guide),
         dev_score=None if labels == NO_LABELS else _dev_score(corpus, documents),
-        refit=isinstance(guide, BlendedTeacher),
+        teacher=guide,
+        words=frequent_words(text for pair in training for text in (pair.query, pair.positive)) if guide else [],
         facts={
             "corpus_path": str(corpus.path.resolve()),
             "pairs": len(training),
@@ -110,10 +117,14 @@ def _labelled(corpus: Corpus, documents: dict[str, Document], labels: str | None
     raise CorpusError(f"--labels {split}: neither a split of {corpus.path} nor a file; splits found: {found}")
 
 
-def _usable(pairs: list[Pair], settings: TuningConfig, tokenizer: Tokenizer, *, seed: int) -> list[Pair]:
-    """Pairs with text on both sides, texts cut, in random order; at most `max_pairs`."""
+def _usable(pairs: list[Pair], settings: TuningConfig, tokenizer: Tokenizer) -> list[Pair]:
+    """Pairs with text on both sides, texts cut, in random order; at most `max_pairs`.
+
+    The order is the same for every seed: runs that differ in it are compared on the same held-out pairs, and a
+    teacher reads no text twice.
+    """
     order = list(range(len(pairs)))
-    random.Random(seed).shuffle(order)
+    random.Random(0).shuffle(order)
     usable = []
     for place in order[: settings.max_pairs]:
         pair = pairs[place]
@@ -130,6 +141,12 @@ def _usable(pairs: list[Pair], settings: TuningConfig, tokenizer: Tokenizer, *, 
             f"at least {MIN_DOCUMENTS} documents with a title and text, or with 24 words, are needed"
         )
     return usable
+
+
+def frequent_words(texts: Iterable[str], *, most: int = _MOST_WORDS) -> list[str]:
+    """The words of some texts, the most frequent first."""
+    counts = Counter(word for text in texts for word in _WORD.findall(text))
+    return [word for word, _ in counts.most_common(most)]
 
 
 def clip(text: str, max_characters: int) -> str:
@@ -180,11 +197,8 @@ def _dev_score(corpus: Corpus, documents: dict[str, Document]) -> Callable[[Enco
     contents = [documents[doc_id].content for doc_id in doc_ids]
 
     def score(encoder: Encoder) -> float:
-        scores = encoder.encode(list(texts.values())) @ encoder.encode(contents).T
-        run = {}
-        for query_id, row in zip(texts, scores, strict=True):
-            best = np.argsort(-row, kind="stable")[:10]
-            run[query_id] = {doc_ids[place]: float(row[place]) for place in best}
+        queries, vectors = encoder.encode(list(texts.values())), encoder.encode(contents)
+        run = ranked_by_similarity(list(texts), queries, doc_ids, vectors, depth=10)
         return evaluate(qrels, run, measures=("nDCG@10",)).measures["nDCG@10"]
 
     return score

@@ -33,7 +33,7 @@ from lm_retrieval.training.run import check_resumable
 from lm_retrieval.training.trainer import Position, Trainer, TrainingResult
 from lm_retrieval.tuning.material import Material, gather
 from lm_retrieval.tuning.start import condition_states, taught_pooling, untaught_pooling
-from lm_retrieval.tuning.teachers import AUTO
+from lm_retrieval.tuning.teachers import AUTO, BlendedTeacher
 
 # learned pooling makes the averaging of layers and the whitening superfluous
 _ENCODER = {"pooling": "learned", "layers": "last", "postprocess": "none"}
@@ -184,7 +184,7 @@ def _run(
 
 def _start_pooling(start: Checkpoint, material: Material, *, words_only: bool) -> LearnedPooling:
     """Where the pooling starts: words alone without a projection, all else with one that is ready to learn."""
-    pooling = _fitted_pooling(start, material.training, refit=material.refit)
+    pooling = _fitted_pooling(start, material)
     if words_only:
         # hidden states take no part in the training, so they must not take part in the encoder that comes out of it
         pooling.projection.data.zero_()
@@ -193,16 +193,17 @@ def _start_pooling(start: Checkpoint, material: Material, *, words_only: bool) -
     return pooling
 
 
-def _fitted_pooling(start: Checkpoint, pairs: TokenizedPairs, *, refit: bool) -> LearnedPooling:
-    """The start's pooling, fitted to the teacher first where it has none or the teacher is made for it."""
-    if start.pooling is not None and not refit:
+def _fitted_pooling(start: Checkpoint, material: Material) -> LearnedPooling:
+    """The start's pooling, fitted to the teacher first where it has none or the teacher was made around it."""
+    pairs, teacher = material.training, material.teacher
+    if start.pooling is not None and not isinstance(teacher, BlendedTeacher):
         return start.pooling
-    taught = np.flatnonzero(pairs.document_targets.any(axis=1))[:_FIT_PAIRS]
-    if not len(taught):
-        return start.pooling or untaught_pooling(start, [*pairs.queries, *pairs.positives])
-    targets = np.concatenate((pairs.query_targets[taught], pairs.document_targets[taught])).astype(np.float32)
-    texts = [side[row] for side in (pairs.queries, pairs.positives) for row in taught]
-    return taught_pooling(start, texts, targets)
+    if teacher is None:
+        return untaught_pooling(start, [*pairs.queries, *pairs.positives])
+    texts = [*pairs.queries[:_FIT_PAIRS], *pairs.positives[:_FIT_PAIRS]]
+    targets = np.concatenate((pairs.query_targets[:_FIT_PAIRS], pairs.document_targets[:_FIT_PAIRS]))
+    words = teacher.encode(material.words).astype(np.float32)
+    return taught_pooling(start, texts, targets.astype(np.float32), words=material.words, word_targets=words)
 
 
 def _validation_batches(pairs: TokenizedPairs) -> list[Any]:

@@ -25,6 +25,7 @@ Vectors = NDArray[np.float32]
 TokenIds = Sequence[NDArray[np.integer]]
 _TOKEN_RIDGE = 0.1
 _STATE_RIDGE = 0.1
+_KNOWN = 0.99
 _BATCH_TOKENS = 8192
 
 
@@ -39,8 +40,15 @@ def untaught_pooling(start: Checkpoint, token_ids: TokenIds) -> LearnedPooling:
     return pooling
 
 
-def taught_pooling(start: Checkpoint, token_ids: TokenIds, targets: Vectors) -> LearnedPooling:
-    """A pooling fitted to a teacher's vectors of some texts.
+def taught_pooling(
+    start: Checkpoint,
+    token_ids: TokenIds,
+    targets: Vectors,
+    *,
+    words: Sequence[str] = (),
+    word_targets: Vectors | None = None,
+) -> LearnedPooling:
+    """A pooling fitted to a teacher's vectors of single words, and then to those of some texts.
 
     Where the start is an encoder already, its token vectors and projection are carried over into the teacher's
     space first (the teacher's first dimensions are then the encoder's own), so that words the texts do not
@@ -50,6 +58,8 @@ def taught_pooling(start: Checkpoint, token_ids: TokenIds, targets: Vectors) -> 
         start: language model or encoder.
         token_ids: N texts.
         targets: (N, D) the teacher's vectors.
+        words: W words.
+        word_targets: (W, D) the teacher's vectors of them; shorter ones than 1 are of words it does not know.
     """
     pooling = build_pooling(start.model)
     axes = principal_axes(targets, dim=pooling.dim)
@@ -64,6 +74,8 @@ def taught_pooling(start: Checkpoint, token_ids: TokenIds, targets: Vectors) -> 
         mean, scale = (
             part.detach().float().cpu().numpy() for part in (start.pooling.state_mean, start.pooling.state_scale)
         )
+    if word_targets is not None:
+        prior = _fit_words(start, words, word_targets, axes, weights=weights, prior=prior)
     states = (states - mean) / scale
     known = mean_matrix(token_ids, weights) @ prior
     missing = wanted - known - states @ projection.T
@@ -78,6 +90,19 @@ def taught_pooling(start: Checkpoint, token_ids: TokenIds, targets: Vectors) -> 
         pooling.state_mean.copy_(torch.from_numpy(mean))
         pooling.state_scale.copy_(torch.from_numpy(scale))
     return pooling
+
+
+def _fit_words(
+    start: Checkpoint, words: Sequence[str], targets: Vectors, axes: Vectors, *, weights: Vectors, prior: Vectors
+) -> Vectors:
+    """(V, E) token vectors that come close to the teacher's vectors of single words."""
+    token_ids = start.tokenizer.encode_batch(words)
+    known = np.linalg.norm(targets, axis=1) > _KNOWN
+    places = [place for place, ids in enumerate(token_ids) if len(ids) and known[place]]
+    wanted = _unit(targets[places] @ axes)
+    return fit_token_vectors(
+        [token_ids[place] for place in places], wanted, weights=weights, ridge=_TOKEN_RIDGE, prior=prior
+    )
 
 
 def condition_states(pooling: LearnedPooling, model: LanguageModel, token_ids: TokenIds) -> None:
