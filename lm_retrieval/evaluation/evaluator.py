@@ -91,11 +91,15 @@ def _calculate(measures: list[Any], qrels: dict[str, dict[str, int]], run: dict[
         raise EvaluationError(f"one of {names} cannot be computed on this machine ({error}); leave it out") from error
 
 
+def trec_order(scores: Mapping[str, float]) -> list[str]:
+    """Documents as trec_eval orders them: by score in float32, and by id, descending, where scores are equal."""
+    single = dict(zip(scores, np.fromiter(scores.values(), np.float32, len(scores)).tolist(), strict=True))
+    return sorted(sorted(scores, reverse=True), key=single.__getitem__, reverse=True)
+
+
 def _ranks(scores: Mapping[str, float]) -> dict[str, float]:
     """Scores without ties in trec_eval's order: of ir-measures' providers only trec_eval itself breaks ties so."""
-    single = dict(zip(scores, np.fromiter(scores.values(), np.float32, len(scores)).tolist(), strict=True))
-    ordered = sorted(sorted(scores, reverse=True), key=single.__getitem__, reverse=True)
-    return {doc_id: -float(rank) for rank, doc_id in enumerate(ordered)}
+    return {doc_id: -float(rank) for rank, doc_id in enumerate(trec_order(scores))}
 
 
 def _parse(name: str) -> Any:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_retrieval.artifacts import storage_errors
+from lm_retrieval.corpus.words import Analyzer
 from lm_retrieval.errors import IndexFormatError
-from lm_retrieval.index.analyzer import Analyzer
 
 logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs at debug level unasked
 

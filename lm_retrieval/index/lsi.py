@@ -10,7 +10,7 @@ import scipy.sparse
 from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 
-from lm_retrieval.index.analyzer import Analyzer
+from lm_retrieval.corpus.words import Analyzer
 
 DIM = 256
 

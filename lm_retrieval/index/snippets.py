@@ -1,6 +1,6 @@
 """Cutting a short passage out of a document and marking the words that match."""
 
-from lm_retrieval.index.analyzer import Analyzer
+from lm_retrieval.corpus.words import Analyzer
 from lm_retrieval.records import Span
 
 SNIPPET_CHARACTERS = 240
