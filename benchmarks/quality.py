@@ -9,18 +9,22 @@ benchmarks/results/RESULTS.json and prints the Markdown table.
 """
 
 import json
+import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
 
 from lm_retrieval.checkpoint import find_checkpoint
 from lm_retrieval.corpus import Corpus, open_corpus
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES, evaluate
-from lm_retrieval.experiment import compare_systems, encoder_variants
+from lm_retrieval.evaluation.similarity import ranked_by_similarity
+from lm_retrieval.experiment import DEPTH, encoder_variants, run_experiment
 from lm_retrieval.runtime import configure_torch
 from lm_retrieval.training.teacher import CachedTeacher, SentenceTransformerTeacher
 
@@ -55,11 +59,11 @@ def main(
         corpus = open_corpus(path)
         started = time.perf_counter()
         variants = [variant for name in encoders for variant in load_variant(name, dtype)]
-        comparison = compare_systems(corpus, split=split, encoders=variants, rerank=rerank)
-        rows = {system.name: system.evaluation.measures for system in comparison.systems}
+        part = run_experiment([corpus], split=split, encoders=variants, rerank=rerank).report.collections[0]
+        rows = {system.name: system.evaluation.measures for system in part.systems}
         for name, _, folder in (peer.partition("=") for peer in peers):
             rows[f"dense:{name}"] = peer_row(corpus, Path(folder), split)
-        columns[comparison.corpus] = rows
+        columns[part.name] = rows
         click.echo(f"{path.name} done in {time.perf_counter() - started:.0f} s", err=True)
     write_results(results, {"split": split, "dtype": dtype, "measures": columns})
     print_table({name: {row: m["nDCG@10"] for row, m in rows.items()} for name, rows in columns.items()})
@@ -74,7 +78,11 @@ def load_variant(name: str, dtype: Any) -> list[tuple[str, Encoder]]:
 
 def peer_row(corpus: Corpus, folder: Path, split: str) -> dict[str, float]:
     """Measures of a sentence-transformers model, whose vectors are kept for the next time."""
-    peer = CachedTeacher(SentenceTransformerTeacher(folder), TEACHERS)
+    return dense_row(corpus, split, CachedTeacher(SentenceTransformerTeacher(folder), TEACHERS).encode)
+
+
+def dense_row(corpus: Corpus, split: str, encode: Callable[[list[str]], NDArray[Any]]) -> dict[str, float]:
+    """Measures of exact dense search with any function from texts to unit vectors."""
     documents = list(corpus.documents())
     known = {document.doc_id for document in documents}
     qrels = {
@@ -82,12 +90,13 @@ def peer_row(corpus: Corpus, folder: Path, split: str) -> dict[str, float]:
         for query_id, grades in corpus.qrels(split).items()
     }
     queries = [query for query in corpus.queries() if query.query_id in qrels]
-    vectors = peer.encode([document.content for document in documents], show_progress=True).astype(np.float32)
-    scores = peer.encode([query.text for query in queries]).astype(np.float32) @ vectors.T
-    run = {}
-    for query, row in zip(queries, scores, strict=True):
-        best = np.argsort(-row, kind="stable")[:1000]
-        run[query.query_id] = {documents[place].doc_id: float(row[place]) for place in best}
+    run = ranked_by_similarity(
+        [query.query_id for query in queries],
+        encode([query.text for query in queries]).astype(np.float32),
+        [document.doc_id for document in documents],
+        encode([document.content for document in documents]).astype(np.float32),
+        depth=DEPTH,
+    )
     return evaluate(qrels, run, measures=DEFAULT_MEASURES).measures
 
 
@@ -95,6 +104,18 @@ def write_results(name: str, content: Any) -> None:
     """Writes benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def stored_rows(name: str) -> list[dict[str, Any]]:
+    """The rows that earlier runs left in benchmarks/results/NAME.json."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def spread(values: list[float]) -> str:
+    """The median, and the range where there are several."""
+    middle = f"{statistics.median(values):.3f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
 
 
 def print_table(columns: dict[str, dict[str, float]], *, corner: str = "nDCG@10") -> None:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from quality import RESULTS, write_results
+from quality import spread, stored_rows, write_results
 
 from lm_retrieval.checkpoint import Checkpoint, find_checkpoint
 from lm_retrieval.config import load_config
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.experiment import compare_systems
+from lm_retrieval.experiment import run_experiment
 from lm_retrieval.runtime import configure_torch
 from lm_retrieval.tuning.run import tune, tuning_config
 
@@ -75,8 +75,9 @@ def measure(
             )
             checkpoint, steps = Path(folder) / "tuned", result.position.step
         seconds = time.perf_counter() - began
-        comparison = compare_systems(corpus, split=split, encoders=[("x", Encoder.load(checkpoint, dtype="bfloat16"))])
-    scores = {s.name.partition(":")[0]: round(s.evaluation.measures["nDCG@10"], 4) for s in comparison.systems}
+        encoder = Encoder.load(checkpoint, dtype="bfloat16")
+        part = run_experiment([corpus], split=split, encoders=[("x", encoder)]).report.collections[0]
+    scores = {s.name.partition(":")[0]: round(s.evaluation.measures["nDCG@10"], 4) for s in part.systems}
     row = {"corpus": corpus.name, "split": split, "from": start, "teacher": teacher, "minutes": minutes, "seed": seed}
     row |= {"settings": list(overrides), "steps": steps, "wall_seconds": round(seconds, 1), "nDCG@10": scores}
     click.echo(json.dumps(row), err=True)
@@ -86,36 +87,25 @@ def measure(
 def add_row(row: dict[str, Any]) -> None:
     """Puts a row into the results, in place of an earlier one of the same run."""
     key = ("corpus", "split", "from", "teacher", "minutes", "seed", "settings")
-    rows = [old for old in stored_rows() if any(old[name] != row[name] for name in key)]
+    rows = [old for old in stored_rows("tuning") if any(old[name] != row[name] for name in key)]
     write_results("tuning", [*rows, row])
-
-
-def stored_rows() -> list[dict[str, Any]]:
-    """The rows of earlier runs."""
-    path = RESULTS / "tuning.json"
-    return json.loads(path.read_text()) if path.is_file() else []
 
 
 def print_rows() -> None:
     """Markdown: a line per corpus, start, teacher and budget; the median and the range over seeds."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in stored_rows():
+    for row in stored_rows("tuning"):
         name = (row["corpus"], row["from"], row["teacher"], row["minutes"], " ".join(row["settings"]))
         groups.setdefault(name, []).append(row)
     print("| corpus | from | teacher | minutes | wall s | dense | hybrid | BM25 | LSI-256 | seeds |")
     print("|---|---|---|--:|--:|--:|--:|--:|--:|--:|")
     for (corpus, start, teacher, minutes, settings), rows in sorted(groups.items()):
         scores = {name: [row["nDCG@10"][name] for row in rows] for name in ("dense", "hybrid", "bm25", "lsi-256")}
-        cells = [_spread(scores[name]) for name in ("dense", "hybrid")]
+        cells = [spread(scores[name]) for name in ("dense", "hybrid")]
         cells += [f"{scores[name][0]:.3f}" for name in ("bm25", "lsi-256")]
         wall = statistics.median(row["wall_seconds"] for row in rows)
         how = f"{teacher} {settings}".strip()
         print(f"| {corpus} | {start} | {how} | {minutes:g} | {wall:.0f} | " + " | ".join(cells) + f" | {len(rows)} |")
-
-
-def _spread(values: list[float]) -> str:
-    middle = f"{statistics.median(values):.3f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ _HOMES = {
     "Encoder": "encoding.encoder",
     "Hit": "records",
     "LmRetrievalError": "errors",
+    "Report": "evaluation.report",
     "Searcher": "search",
     "Tokenizer": "tokenizer",
     "build_index": "index.builder",
+    "compare": "evaluation.report",
     "evaluate": "evaluation.evaluator",
     "open_corpus": "corpus",
     "train": "training.run",
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from lm_retrieval.encoding.encoder import Encoder
     from lm_retrieval.errors import LmRetrievalError
     from lm_retrieval.evaluation.evaluator import evaluate
+    from lm_retrieval.evaluation.report import Report, compare
     from lm_retrieval.index.builder import build_index
     from lm_retrieval.records import Document, Hit
     from lm_retrieval.search import Searcher

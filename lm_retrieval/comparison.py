@@ -14,9 +14,10 @@ from lm_retrieval.errors import CheckpointError
 from lm_retrieval.generation import GenerationConfig, generate
 from lm_retrieval.perplexity import perplexity
 from lm_retrieval.runtime import configure_torch, peak_memory_bytes
+from lm_retrieval.training.curves import read_metrics
 
-_NEW_TOKENS = 64
-_BATCH = 8
+_LENGTHS = (16, 32, 64, 128)  # new tokens
+BATCH = 8
 _REPEATS = 3
 
 
@@ -28,6 +29,8 @@ class ModelCosts:
         parameters: by part of the model.
         reading_tokens_per_second: tokens scored per second on the whole text.
         single_ms_per_token, batched_ms_per_token: time per new token for one prompt, and per token of eight at once.
+        latencies: (new tokens, milliseconds for one prompt, milliseconds for eight at once), for growing lengths.
+        losses: (tokens seen, held-out loss in nats per token) of the training, where the folder has its metrics.
         peak_memory_bytes: of a process that did nothing else.
         sample: greedy continuation of the prompt.
     """
@@ -45,6 +48,8 @@ class ModelCosts:
     reading_tokens_per_second: float
     single_ms_per_token: float
     batched_ms_per_token: float
+    latencies: tuple[tuple[int, float, float], ...]
+    losses: tuple[tuple[int, float], ...]
     peak_memory_bytes: int
     sample: str
 
@@ -83,7 +88,12 @@ def _measure(path: Path, texts: list[str], prompt: str) -> ModelCosts:
     started = time.perf_counter()
     report = perplexity(model, tokenizer=tokenizer, texts=texts)
     reading = report.tokens / (time.perf_counter() - started)
-    greedy = GenerationConfig(max_new_tokens=_NEW_TOKENS, do_sample=False)
+    latencies = tuple(
+        (length, _milliseconds(checkpoint, [prompt], length), _milliseconds(checkpoint, [prompt] * BATCH, length))
+        for length in _LENGTHS
+    )
+    _, single, batched = latencies[-1]
+    greedy = GenerationConfig(max_new_tokens=64, do_sample=False)
     return ModelCosts(
         name=checkpoint.name,
         type=checkpoint.config.model.type,
@@ -96,20 +106,26 @@ def _measure(path: Path, texts: list[str], prompt: str) -> ModelCosts:
         word_perplexity=report.word_perplexity,
         context=report.context,
         reading_tokens_per_second=reading,
-        single_ms_per_token=_ms_per_token(checkpoint, [prompt]),
-        batched_ms_per_token=_ms_per_token(checkpoint, [prompt] * _BATCH),
+        single_ms_per_token=single / _LENGTHS[-1],
+        batched_ms_per_token=batched / _LENGTHS[-1] / BATCH,
+        latencies=latencies,
+        losses=tuple(
+            (int(record["tokens"]), record["validation_loss"])
+            for record in read_metrics(path)
+            if "validation_loss" in record
+        ),
         peak_memory_bytes=peak_memory_bytes(),
         sample=generate(model, tokenizer=tokenizer, prompts=[prompt], config=greedy)[0].text,
     )
 
 
-def _ms_per_token(checkpoint: Checkpoint, prompts: list[str]) -> float:
-    """Median over repeats of the time per new token, all prompts counted."""
-    config = GenerationConfig(max_new_tokens=_NEW_TOKENS)
+def _milliseconds(checkpoint: Checkpoint, prompts: list[str], new_tokens: int) -> float:
+    """Median over repeats of the time for so many new tokens of each prompt; an early end is made up for."""
+    config = GenerationConfig(max_new_tokens=new_tokens)
     times = []
     for _ in range(_REPEATS):
         started = time.perf_counter()
         results = generate(checkpoint.model, tokenizer=checkpoint.tokenizer, prompts=prompts, config=config)
-        count = sum(max(1, len(result.token_ids)) for result in results)
-        times.append(1000 * (time.perf_counter() - started) / count)
+        longest = max(1, *(len(result.token_ids) for result in results))
+        times.append(1000 * (time.perf_counter() - started) * new_tokens / longest)
     return statistics.median(times)

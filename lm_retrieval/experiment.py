@@ -1,126 +1,125 @@
-"""Comparing retrieval systems on a judged corpus: BM25, LSI-256, and each encoder alone and with BM25."""
+"""Experiments: rankings of BM25, LSI-256, encoders alone and with BM25, and given runs, on judged collections."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+
+from lm_retrieval.artifacts import folder_bytes, read_manifest
 from lm_retrieval.checkpoint import read_config
-from lm_retrieval.corpus import Corpus
+from lm_retrieval.corpus import Corpus, known_item, open_corpus
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.errors import ConfigError, CorpusError
-from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES, Evaluation, evaluate
-from lm_retrieval.index.builder import build_index
+from lm_retrieval.errors import ConfigError, CorpusError, IndexFormatError
+from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES
+from lm_retrieval.evaluation.report import Costs, Report, compare
+from lm_retrieval.index.builder import ENCODER_NAME, KIND, build_index
 from lm_retrieval.index.lexical import LexicalIndex
 from lm_retrieval.index.lsi import LsiIndex
+from lm_retrieval.index.store import corpus_sha256
 from lm_retrieval.progress import progress
-from lm_retrieval.records import Query, Run
-from lm_retrieval.runtime import Precision
+from lm_retrieval.records import Document, Qrels, Query, Run
+from lm_retrieval.runtime import Precision, peak_memory_bytes, reset_peak_memory
 from lm_retrieval.search import Mode, Rerank, Searcher
 
+Words = TypeVar("Words", LexicalIndex, LsiIndex)
+
 DEPTH = 1000
+_LATENCY_QUERIES = 100
+_LATENCY_SECONDS = 3.0
+_LATENCY_DEPTH = 10
 
 
 @dataclass(frozen=True)
-class SystemResult:
-    """One row of the table.
+class Experiment:
+    """What came out: the report, and the rankings it is made from.
 
     Attributes:
-        name: `bm25`, `lsi-256`, `dense:<encoder>`, `hybrid:<encoder>` or `hybrid+lm:<encoder>`.
-        run: query_id → doc_id → score, at most 1,000 documents each.
+        runs: collection → system → query_id → doc_id → score; at most 1,000 documents a query.
     """
 
+    report: Report
+    runs: dict[str, dict[str, Run]]
+
+
+@dataclass(frozen=True)
+class _Ranked:
     name: str
-    evaluation: Evaluation
     run: Run
+    costs: Costs
+    settings: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """All systems on one split of one corpus.
-
-    Attributes:
-        judgments_without_document: judgments left out because the corpus has no such document.
-    """
-
-    corpus: str
-    split: str
-    documents: int
-    queries: int
-    judgments_without_document: int
-    systems: tuple[SystemResult, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON: `{"corpus", "split", "queries", "systems": [{"name", "measures": {…}}]}` and counts."""
-        return {
-            "corpus": self.corpus,
-            "split": self.split,
-            "documents": self.documents,
-            "queries": self.queries,
-            "judgments_without_document": self.judgments_without_document,
-            "systems": [
-                {
-                    "name": system.name,
-                    "measures": system.evaluation.measures,
-                    "judged_at_10": system.evaluation.judged_at_10,
-                    "queries_without_results": system.evaluation.queries_without_results,
-                }
-                for system in self.systems
-            ],
-        }
-
-
-def compare_systems(
-    corpus: Corpus,
+def run_experiment(
+    corpora: Sequence[Corpus],
     *,
     split: str,
     encoders: Sequence[tuple[str, Encoder]] = (),
+    runs: Mapping[str, Run] | None = None,
     measures: Sequence[str] = DEFAULT_MEASURES,
+    baseline: str | None = None,
     rerank: bool = False,
-) -> Comparison:
-    """Ranks every judged query with every system and scores the runs.
+) -> Experiment:
+    """Ranks every judged query of every collection with every system, and compares the systems.
 
     Args:
-        corpus: a BEIR folder.
+        corpora: BEIR folders.
         split: which judgments.
         encoders: name and encoder of each pair of dense and hybrid rows; unfitted ones are fitted on the corpus.
+        runs: rankings made elsewhere, as further rows.
         measures: ir-measures names.
+        baseline: the row that the others are compared with; BM25 by default.
         rerank: add a row with the hybrid ranking reordered by the encoder's language model.
 
     Raises:
+        ConfigError: two systems or two collections of one name.
         CorpusError: no queries or judgments, or judged queries without a text.
-        EvaluationError: see `evaluate`.
+        EvaluationError: see `evaluate` and `compare`.
     """
-    names = [name for name, _ in encoders]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two encoders have one name ({', '.join(names)}); rename a checkpoint folder")
-    documents = list(corpus.documents())
-    known = {document.doc_id for document in documents}
-    judged = corpus.qrels(split)
-    qrels = {
-        query_id: {doc_id: grade for doc_id, grade in grades.items() if doc_id in known}
-        for query_id, grades in judged.items()
-    }
-    dropped = sum(map(len, judged.values())) - sum(map(len, qrels.values()))
-    texts = {query.query_id: query for query in corpus.queries()}
-    missing = [query_id for query_id in qrels if query_id not in texts]
-    if missing:
-        raise CorpusError(f"{corpus.path}: query '{missing[0]}' is judged in '{split}' but not in queries.jsonl")
-    queries = [texts[query_id] for query_id in qrels]
-    doc_ids = [document.doc_id for document in documents]
-    contents = [document.content for document in documents]
-    results = []
-    for name, run in _runs(corpus, doc_ids, contents, queries, encoders, rerank):
-        results.append(SystemResult(name, evaluate(qrels, run, measures=measures), run))
-    return Comparison(
-        corpus=corpus.name,
-        split=split,
-        documents=len(documents),
-        queries=results[0].evaluation.queries,
-        judgments_without_document=dropped,
-        systems=tuple(results),
-    )
+    _refuse_repeated([name for name, _ in encoders], "encoders", "rename a checkpoint folder")
+    _refuse_repeated([corpus.name for corpus in corpora], "collections", "rename a folder")
+    parts, all_runs = [], {}
+    for corpus in corpora:
+        systems: dict[str, _Ranked] = {}
+        material = _judged(corpus, split)
+        for ranked in _rank_all(corpus, material, encoders, rerank):
+            systems[ranked.name] = ranked
+        for name, run in (runs or {}).items():
+            if name in systems:
+                raise ConfigError(f"run '{name}' has the name of another system; rename the file")
+            systems[name] = _Ranked(name, run, Costs())
+        part = compare(
+            material.qrels,
+            {name: ranked.run for name, ranked in systems.items()},
+            measures=measures,
+            baseline=baseline,
+            name=corpus.name,
+            queries={query.query_id: query.text for query in material.queries},
+            documents=material.documents,
+        ).collections[0]
+        notes = list(part.notes)
+        if material.dropped:
+            notes.insert(0, f"{material.dropped} judgments left out: the corpus has no such document")
+        if split == known_item.SPLIT:
+            notes.insert(0, known_item.NOTE)
+        settings = {"split": split, "depth": str(DEPTH)}
+        for ranked in systems.values():
+            settings |= ranked.settings
+        parts.append(
+            replace(
+                part,
+                systems=tuple(replace(system, costs=systems[system.name].costs) for system in part.systems),
+                notes=tuple(notes),
+                documents=len(material.documents),
+                corpus_sha256=material.sha256,
+                settings=settings,
+            )
+        )
+        all_runs[corpus.name] = {name: ranked.run for name, ranked in systems.items()}
+    return Experiment(Report(tuple(parts)), all_runs)
 
 
 def encoder_variants(
@@ -145,36 +144,159 @@ def encoder_variants(
     return variants
 
 
-def _runs(
-    corpus: Corpus,
-    doc_ids: list[str],
-    contents: list[str],
-    queries: list[Query],
-    encoders: Sequence[tuple[str, Encoder]],
-    rerank: bool,
-) -> Iterator[tuple[str, Run]]:
-    yield "bm25", _ranked("bm25", LexicalIndex.build(contents).search, queries, doc_ids)
-    yield "lsi-256", _ranked("lsi-256", LsiIndex(contents).search, queries, doc_ids)
+def find_collections(path: Path) -> list[Corpus]:
+    """The judged collection in a folder, or those in its subfolders.
+
+    Raises:
+        CorpusError: there is none.
+    """
+    corpus = open_corpus(path)
+    if corpus.judged:
+        return [corpus]
+    inner = [open_corpus(folder) for folder in sorted(path.iterdir()) if folder.is_dir()] if path.is_dir() else []
+    found = [corpus for corpus in inner if corpus.splits]
+    if not found:
+        raise CorpusError(
+            f"{path}: no judgments here; a folder with corpus.jsonl, queries.jsonl and qrels/ is needed, or a folder "
+            "of such folders; --known-item measures on text without judgments"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Material:
+    documents: dict[str, Document]
+    queries: list[Query]
+    qrels: Qrels
+    dropped: int
+    sha256: str
+
+
+def _judged(corpus: Corpus, split: str) -> _Material:
+    """Documents, judged queries, and the judgments of documents that are there."""
+    documents = {document.doc_id: document for document in corpus.documents()}
+    judged = corpus.qrels(split)
+    qrels = {
+        query_id: {doc_id: grade for doc_id, grade in grades.items() if doc_id in documents}
+        for query_id, grades in judged.items()
+    }
+    texts = {query.query_id: query for query in corpus.queries()}
+    missing = [query_id for query_id in qrels if query_id not in texts]
+    if missing:
+        raise CorpusError(f"{corpus.path}: query '{missing[0]}' is judged in '{split}' but not in queries.jsonl")
+    return _Material(
+        documents=documents,
+        queries=[texts[query_id] for query_id in qrels],
+        qrels=qrels,
+        dropped=sum(map(len, judged.values())) - sum(map(len, qrels.values())),
+        sha256=corpus_sha256(documents.values()),
+    )
+
+
+def _rank_all(
+    corpus: Corpus, material: _Material, encoders: Sequence[tuple[str, Encoder]], rerank: bool
+) -> Iterator[_Ranked]:
+    doc_ids = list(material.documents)
+    contents = [document.content for document in material.documents.values()]
+    yield _rank_words("bm25", LexicalIndex.build, _saved_bytes, contents, doc_ids, material.queries)
+    yield _rank_words("lsi-256", LsiIndex, lambda index: index.nbytes, contents, doc_ids, material.queries)
     for name, encoder in encoders:
-        with tempfile.TemporaryDirectory(prefix="lmr-evaluate-") as folder:
-            index = Path(folder) / "index"
-            build_index(corpus, encoder=encoder, output=index)
-            searcher = Searcher(index)
-            texts = [query.text for query in queries]
-            rows: list[tuple[str, Mode, Rerank]] = [("dense", "dense", "none"), ("hybrid", "hybrid", "none")]
-            if rerank:
-                rows.append(("hybrid+lm", "hybrid", "lm"))
-            for label, mode, second_stage in rows:
-                rankings = searcher.rank(texts, k=DEPTH, mode=mode, rerank=second_stage)
-                run = {query.query_id: ranking for query, ranking in zip(queries, rankings, strict=True)}
-                yield f"{label}:{name}", run
+        yield from _rank_encoder(corpus, name, encoder, material.queries, rerank)
 
 
-def _ranked(name: str, search: Callable[[str, int], Any], queries: list[Query], doc_ids: list[str]) -> Run:
+def _rank_words(
+    name: str,
+    build: Callable[[list[str]], Words],
+    size: Callable[[Words], int],
+    contents: list[str],
+    doc_ids: list[str],
+    queries: list[Query],
+) -> _Ranked:
+    """A system that needs no encoder."""
+    reset_peak_memory()
+    started = time.perf_counter()
+    index = build(contents)
+    rate = len(contents) / (time.perf_counter() - started)
     run: Run = {}
     with progress(f"ranking {name}", total=len(queries)) as advance:
         for query in queries:
-            rows, scores = search(query.text, DEPTH)
+            rows, scores = index.search(query.text, DEPTH)
             run[query.query_id] = {doc_ids[row]: float(score) for row, score in zip(rows, scores, strict=True)}
             advance()
-    return run
+    p50, p95 = _latencies(lambda text: index.search(text, _LATENCY_DEPTH), queries)
+    costs = Costs(
+        index_bytes=size(index),
+        documents_per_second=rate,
+        latency_p50_ms=p50,
+        latency_p95_ms=p95,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+    return _Ranked(name, run, costs)
+
+
+def _saved_bytes(index: LexicalIndex) -> int:
+    with tempfile.TemporaryDirectory(prefix="lmr-evaluate-") as folder:
+        index.save(Path(folder))
+        return folder_bytes(Path(folder))
+
+
+def _rank_encoder(corpus: Corpus, name: str, encoder: Encoder, queries: list[Query], rerank: bool) -> Iterator[_Ranked]:
+    """The rows of one encoder, from one index."""
+    rows: list[tuple[str, Mode, Rerank]] = [("dense", "dense", "none"), ("hybrid", "hybrid", "none")]
+    if rerank:
+        rows.append(("hybrid+lm", "hybrid", "lm"))
+    texts = [query.text for query in queries]
+    with tempfile.TemporaryDirectory(prefix="lmr-evaluate-") as folder:
+        index = Path(folder) / "index"
+        reset_peak_memory()
+        built = build_index(corpus, encoder=encoder, output=index)
+        encoding = built.seconds["tokenize"] + built.seconds["encode"]
+        searcher = Searcher(index)
+        manifest = read_manifest(index, kind=KIND, error=IndexFormatError)
+        words_bytes = folder_bytes(index / "lexical")
+        model_bytes = folder_bytes(index / ENCODER_NAME)
+        for label, mode, second_stage in rows:
+            rankings = searcher.rank(texts, k=DEPTH, mode=mode, rerank=second_stage)
+            run = {query.query_id: ranking for query, ranking in zip(queries, rankings, strict=True)}
+            search = _searching(searcher, mode, second_stage)
+            p50, p95 = _latencies(search, queries)
+            costs = Costs(
+                parameters=encoder.parameter_count,
+                model_bytes=model_bytes,
+                index_bytes=folder_bytes(index) - model_bytes - (words_bytes if mode == "dense" else 0),
+                documents_per_second=built.documents / encoding,
+                tokens_per_second=built.tokens / encoding,
+                mean_tokens=built.tokens / built.documents,
+                latency_p50_ms=p50,
+                latency_p95_ms=p95,
+                peak_memory_bytes=peak_memory_bytes(),
+            )
+            settings = {f"{name}, encoder": str(manifest["encoder_sha256"])[:12]}
+            if mode == "hybrid":
+                settings[f"{name}, dense weight"] = (
+                    f"{manifest['dense_weight']:.2f} ({manifest['dense_weight_source']})"
+                )
+            yield _Ranked(f"{label}:{name}", run, costs, settings)
+
+
+def _searching(searcher: Searcher, mode: Mode, rerank: Rerank) -> Callable[[str], Any]:
+    return lambda text: searcher.rank([text], k=_LATENCY_DEPTH, mode=mode, rerank=rerank)
+
+
+def _latencies(search: Callable[[str], Any], queries: list[Query]) -> tuple[float, float]:
+    """Median and 95 % percentile of the milliseconds of a query, asked one by one: 100 of them, or 3 seconds' worth."""
+    search(queries[0].text)
+    times: list[float] = []
+    for query in queries[:_LATENCY_QUERIES]:
+        started = time.perf_counter()
+        search(query.text)
+        times.append(1000 * (time.perf_counter() - started))
+        if sum(times) > 1000 * _LATENCY_SECONDS:
+            break
+    p50, p95 = np.percentile(times, (50, 95))
+    return float(p50), float(p95)
+
+
+def _refuse_repeated(names: Sequence[str], what: str, advice: str) -> None:
+    if len(set(names)) < len(names):
+        raise ConfigError(f"two {what} have one name ({', '.join(names)}); {advice}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tuning_helpers import run
 
 from lm_retrieval.checkpoint import Checkpoint, save_checkpoint
 from lm_retrieval.config import EncoderConfig, LstmConfig, RunConfig, TokenizerConfig, TransformerConfig
@@ -50,6 +51,16 @@ def make_texts(count: int, *, seed: int = 0, sentences: int = 3) -> list[str]:
         return f"{' '.join(words)} {generator.randint(0, 99)}."
 
     return [" ".join(sentence() for _ in range(sentences)) for _ in range(count)]
+
+
+def rows_of(count: int = 80) -> list[dict[str, object]]:
+    """Documents that name their number in every sentence, under a title that names it too."""
+    rows = []
+    for number in range(count):
+        subject, verb, thing = SUBJECTS[number % 8], VERBS[number // 8 % 8], OBJECTS[number * 3 % 8]
+        sentences = [f"{subject} {verb} {other} {number}." for other in (thing, *OBJECTS[:5])]
+        rows.append({"_id": f"d{number}", "title": f"{subject}, part {number}", "text": " ".join(sentences)})
+    return rows
 
 
 def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -138,3 +149,47 @@ def judged(tmp_path: Path, texts: list[str]) -> Path:
     lines = ["query-id\tcorpus-id\tscore", *(f"q{number}\td{number}\t1" for number in range(12))]
     (folder / "qrels" / "test.tsv").write_text("\n".join(lines) + "\n")
     return folder
+
+
+@pytest.fixture(scope="module")
+def corpus_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documents of `rows_of`, to tune on."""
+    return write_jsonl(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", rows_of())
+
+
+@pytest.fixture(scope="module")
+def pairs_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Queries and answers without a word in common: a subject stands for a verb, an object for a number."""
+    rows = [
+        {"query": f"{subject} {thing}", "positive": f"{verb} {100 + 7 * place}"}
+        for subject, verb in zip(SUBJECTS, VERBS, strict=True)
+        for place, thing in enumerate(OBJECTS)
+    ]
+    return write_jsonl(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", rows)
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """A BEIR folder with a train and a dev split; its queries are found in no document."""
+    folder = tmp_path / "labelled"
+    write_jsonl(folder / "corpus.jsonl", rows_of())
+    write_jsonl(folder / "queries.jsonl", [{"_id": f"q{n}", "text": f"who knows {n}?"} for n in range(80)])
+    (folder / "qrels").mkdir()
+    for split, numbers in (("train", range(60)), ("dev", range(60, 80))):
+        lines = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in numbers)]
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(make_checkpoint: Callable[..., Path]) -> Path:
+    """The language model that tuning begins with."""
+    return make_checkpoint("lstm", seed=4)
+
+
+@pytest.fixture(scope="module")
+def tuned(corpus_path: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder, for the tests that need one to look at or to go on from."""
+    output = tmp_path_factory.mktemp("tuned") / "first"
+    run(corpus_path, start, output)
+    return output

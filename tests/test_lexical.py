@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lm_retrieval.errors import IndexFormatError
 from lm_retrieval.corpus.words import STOP_WORDS, Analyzer
+from lm_retrieval.errors import IndexFormatError
 from lm_retrieval.index.fusion import min_max, reciprocal_rank, weighted_sum
 from lm_retrieval.index.lexical import LexicalIndex, top_rows
 from lm_retrieval.index.lsi import LsiIndex

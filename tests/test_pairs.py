@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pyarrow
@@ -9,7 +10,7 @@ import pyarrow.parquet
 import pytest
 from conftest import make_texts, write_jsonl
 
-from lm_retrieval.corpus.pairs import Pair, corpus_pairs, holds_pairs, judged_pairs, read_pairs
+from lm_retrieval.corpus.pairs import Pair, corpus_pairs, holds_pairs, judged_pairs, read_pairs, span_pairs
 from lm_retrieval.errors import CorpusError
 from lm_retrieval.records import Document, Query
 
@@ -95,6 +96,44 @@ def test_a_document_has_its_own_spans_for_a_seed_whatever_stands_before_it() -> 
     assert both[3:] == list(corpus_pairs([second], seed=3))
     assert [pair.query for pair in both[:3]] != [pair.query for pair in both[3:]]
     assert list(corpus_pairs([second], seed=4)) != both[3:]
+
+
+# ---------------------------------------------------------------- spans of positives
+
+
+def test_a_span_of_a_positive_asks_for_the_whole_of_it() -> None:
+    pairs = [Pair(f"q{number}", f"n{number} {WORDS}", f"d{number}", "mine", ("no answer",)) for number in range(60)]
+    found = list(span_pairs(pairs, spans_per_positive=2))
+    assert len(found) == 120
+    for place, pair in enumerate(found):
+        answered = pairs[place // 2]
+        assert pair == Pair(pair.query, answered.positive, answered.document, "mine spans")
+        assert f" {pair.query} " in f" {answered.positive} "
+    assert {len(pair.query.split()) for pair in found} == set(range(4, 17))
+    firsts = [int(re.findall(r"w(\d+)", pair.query)[0]) for pair in found]
+    assert min(firsts) < 10
+    assert max(firsts) > 70
+
+
+def test_a_document_with_several_pairs_has_spans_once() -> None:
+    pairs = [Pair(f"q{number}", WORDS, document, "mine") for number, document in enumerate("abaca")]
+    found = list(span_pairs(pairs, spans_per_positive=2))
+    assert Counter(pair.document for pair in found) == {"a": 2, "b": 2, "c": 2}
+    assert list(span_pairs(pairs)) == [found[0], found[2], found[4]]
+
+
+def test_a_positive_has_its_own_spans_for_a_seed_whatever_stands_before_it() -> None:
+    first, second = (Pair("q", WORDS, document, "mine") for document in "ab")
+    both = list(span_pairs([first, second], seed=3, spans_per_positive=3))
+    assert both[3:] == list(span_pairs([second], seed=3, spans_per_positive=3))
+    assert [pair.query for pair in both[:3]] != [pair.query for pair in both[3:]]
+    assert list(span_pairs([second], seed=4, spans_per_positive=3)) != both[3:]
+
+
+@pytest.mark.parametrize(("words", "wanted", "found"), [(23, 3, 0), (24, 3, 2), (100, 3, 3), (100, 9, 5), (100, 0, 0)])
+def test_a_short_positive_gives_fewer_spans_and_a_very_short_one_none(words: int, wanted: int, found: int) -> None:
+    pair = Pair("q", " ".join(f"w{number}" for number in range(words)), "d", "mine")
+    assert len(list(span_pairs([pair], spans_per_positive=wanted))) == found
 
 
 # ---------------------------------------------------------------- judgments

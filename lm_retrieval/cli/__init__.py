@@ -23,6 +23,7 @@ _COMMANDS = {
     "index": "retrieval:index",
     "search": "retrieval:search",
     "evaluate": "evaluate:evaluate",
+    "report": "evaluate:report",
     "info": "info:info",
 }
 

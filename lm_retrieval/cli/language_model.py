@@ -16,7 +16,6 @@ from lm_retrieval.cli.options import (
     echo_json,
     echo_table,
     format_option,
-    human_bytes,
 )
 
 if TYPE_CHECKING:
@@ -149,6 +148,7 @@ def generate(
 @click.argument("checkpoints", nargs=-1, required=True)
 @click.option("--text", "text_paths", multiple=True, required=True, type=PATH, help="Text to score; repeatable.")
 @click.option("--prompt", default="The", show_default=True, help="Prompt for the latency runs and the sample.")
+@click.option("--output", type=PATH, help="Folder for report.html, report.md and results.json.")
 @corpus_options
 @format_option
 def compare(
@@ -157,15 +157,22 @@ def compare(
     prompt: str,
     encoding: str,
     text_column: str | None,
+    output: Path | None,
     output_format: str,
 ) -> None:
     """Compare language models: parameters by part, perplexity, bits per byte, latency, tokens/s, memory.
 
     Each model is measured in a process of its own.
+
+    \b
+    Example:
+      lmr compare wikitext-lstm wikitext-transformer --text test.txt --output reports/models
     """
     from lm_retrieval.checkpoint import find_checkpoint
     from lm_retrieval.comparison import compare_models
     from lm_retrieval.corpus import open_corpus
+    from lm_retrieval.reporting.folder import PAGE_NAME
+    from lm_retrieval.reporting.models import model_table, write_models
 
     texts = [
         document.content
@@ -173,31 +180,14 @@ def compare(
         for document in open_corpus(path, encoding=encoding, text_column=text_column).documents()
     ]
     rows = compare_models([find_checkpoint(name) for name in checkpoints], texts=texts, prompt=prompt)
+    if output is not None:
+        write_models(output, rows, prompt=prompt)
+        click.echo(f"{output / PAGE_NAME}", err=True)
     if output_format == "json":
         echo_json([row.to_dict() for row in rows])
         return
-
-    def line(label: str, *values: str) -> tuple[str, ...]:
-        return (label, *values)
-
-    parts = sorted({part for row in rows for part in row.parameters})
-    table = [
-        line("type", *(row.type for row in rows)),
-        line("parameters", *(f"{row.total_parameters:,}" for row in rows)),
-        *(line(f"  {part}", *(f"{row.parameters.get(part, 0):,}" for row in rows)) for part in parts),
-        line("weights on disk", *(human_bytes(row.weights_bytes) for row in rows)),
-        line("vocabulary", *(f"{row.vocab_size:,}" for row in rows)),
-        line("perplexity per token", *(f"{row.perplexity:.2f}" for row in rows)),
-        line("perplexity per word", *(f"{row.word_perplexity:.1f}" for row in rows)),
-        line("bits per byte", *(f"{row.bits_per_byte:.3f}" for row in rows)),
-        line("bits per character", *(f"{row.bits_per_character:.3f}" for row in rows)),
-        line("context", *(row.context for row in rows)),
-        line("reading, tokens/s", *(f"{row.reading_tokens_per_second:,.0f}" for row in rows)),
-        line("writing, ms/token, one prompt", *(f"{row.single_ms_per_token:.2f}" for row in rows)),
-        line("writing, ms/token, 8 prompts", *(f"{row.batched_ms_per_token:.2f}" for row in rows)),
-        line("peak memory", *(human_bytes(row.peak_memory_bytes) for row in rows)),
-    ]
-    echo_table(["", *(row.name for row in rows)], table)
+    table = model_table(rows)
+    echo_table(table.headers, [[cell.text for cell in line] for line in table.rows])
     for row in rows:
         click.echo(f"{row.name}: {prompt}{row.sample}")
 

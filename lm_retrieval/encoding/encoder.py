@@ -109,6 +109,12 @@ class Encoder:
         return self.checkpoint.tokenizer
 
     @property
+    def parameter_count(self) -> int:
+        """Numbers in the language model and, where there is one, the learned pooling."""
+        parts = (self.checkpoint.model, self._learned)
+        return sum(parameter.numel() for part in parts if part is not None for parameter in part.parameters())
+
+    @property
     def fitted(self) -> bool:
         """Whether vectors come out as `config.postprocess` says."""
         return self.config.postprocess == "none" or self.transform is not None

@@ -16,6 +16,7 @@ from lm_retrieval.evaluation.significance import PairedTest, paired_tests
 from lm_retrieval.records import Document
 
 FORMAT_VERSION = 1
+_RECALL_LEVELS = tuple(f"IPrec@{level / 10:.1f}" for level in range(11))
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class SystemReport:
 
     Attributes:
         letter: by which the tables refer to it.
+        precision_at_recall: interpolated, at recall 0, 0.1, …, 1; mean over the queries.
         better_than: letters of the systems it is significantly better than on the first measure.
         against_baseline: a test per measure; empty for the baseline itself.
         failures: the queries most won and most lost against the baseline.
@@ -55,6 +57,7 @@ class SystemReport:
     name: str
     letter: str
     evaluation: Evaluation
+    precision_at_recall: tuple[float, ...] = ()
     better_than: str = ""
     against_baseline: tuple[PairedTest, ...] = ()
     failures: Failures | None = None
@@ -192,6 +195,8 @@ def compare(
     notes = _run_notes(qrels, runs, evaluations)
     systems = []
     for system in collection.systems:
+        curve = evaluate(qrels, runs[system.name], measures=_RECALL_LEVELS).measures
+        system = replace(system, precision_at_recall=tuple(curve.values()))  # noqa: PLW2901
         if system.name != collection.baseline:
             before, after = ((evaluations[which], runs[which]) for which in (collection.baseline, system.name))
             failures = find_failures(before, after, qrels, measures[0], queries=queries, documents=documents)
@@ -246,11 +251,12 @@ def assemble(
     )
 
 
-def join(reports: Mapping[str, Report]) -> Report:
+def join(reports: Mapping[str, Report], *, baseline: str | None = None) -> Report:
     """Systems of earlier reports side by side, collection by collection; every difference in what was measured is said.
 
     Args:
-        reports: label → report. A system that several of them have is called `name (label)`.
+        reports: label → report. A system that several of them have with other figures is called `name (label)`.
+        baseline: as in `compare`; by default the first report's.
 
     Raises:
         EvaluationError: no collection is in all of them, or one was scored on different queries.
@@ -270,7 +276,7 @@ def join(reports: Mapping[str, Report]) -> Report:
             label: next(part for part in report.collections if part.name == name) for label, report in reports.items()
         }
         warnings += _differences(name, parts)
-        collections.append(_joined(name, parts))
+        collections.append(_joined(name, parts, baseline))
     for label, report in reports.items():
         warnings += [f"{label}: {warning}" for warning in report.warnings]
         left = [part.name for part in report.collections if part.name not in shared]
@@ -278,7 +284,7 @@ def join(reports: Mapping[str, Report]) -> Report:
     return Report(tuple(collections), tuple(warnings))
 
 
-def _joined(name: str, parts: Mapping[str, CollectionReport]) -> CollectionReport:
+def _joined(name: str, parts: Mapping[str, CollectionReport], baseline: str | None) -> CollectionReport:
     leading = next(iter(parts.values()))
     measures = [measure for measure in leading.measures if all(measure in part.measures for part in parts.values())]
     if not measures:
@@ -298,7 +304,7 @@ def _joined(name: str, parts: Mapping[str, CollectionReport]) -> CollectionRepor
         name,
         evaluations,
         measures=measures,
-        baseline=leading.baseline if leading.baseline in evaluations else None,
+        baseline=baseline or (leading.baseline if leading.baseline in evaluations else None),
         qrels_sha256=leading.qrels_sha256,
     )
     systems = tuple(replace(system, costs=rows[system.name].costs) for system in joined.systems)

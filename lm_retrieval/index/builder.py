@@ -4,7 +4,6 @@ Everything is made in a staging folder beside the target and moved over it at th
 the new one is whole, and a killed run finds its finished shards again.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from lm_retrieval.index.calibration import calibrate
 from lm_retrieval.index.lexical import K1, B, LexicalIndex
 from lm_retrieval.index.report import BuildReport, Clock
 from lm_retrieval.index.store import (
+    CorpusDigest,
     Shard,
     Store,
     VectorCache,
@@ -138,7 +138,7 @@ class _Build:
             # a factory that somebody chose stays; one chosen by size is chosen anew
             self.factory = factory or (None if manifest["factory_by_size"] else manifest["factory"])
         self.encoder = self._fitted(encoder)
-        self.corpus_digest = hashlib.sha256()
+        self.corpus_digest = CorpusDigest()
 
     def run(self) -> BuildReport:
         store = self._write_shards()
@@ -324,10 +324,11 @@ class _Build:
     def _count(self, documents: list[Document], hashes: list[str], chunks: list[list[Chunk]]) -> None:
         self.report.documents += len(documents)
         self.report.chunks += sum(map(len, chunks))
+        self.report.tokens += sum(len(chunk.token_ids) for pieces in chunks for chunk in pieces)
         self.report.empty_documents += sum(not pieces for pieces in chunks)
         self.report.split_documents += sum(len(pieces) > 1 for pieces in chunks)
         for document, digest in zip(documents, hashes, strict=True):
-            self.corpus_digest.update(f"{document.doc_id}\0{digest}\n".encode(errors="replace"))
+            self.corpus_digest.add(document.doc_id, digest)
 
     def _encode(
         self, cache: VectorCache, documents: list[Document], hashes: list[str], chunks: list[list[Chunk]]

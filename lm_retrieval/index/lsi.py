@@ -36,6 +36,11 @@ class LsiIndex:
             self._terms = terms.T  # (V, D)
         self.vectors = self._project(weights)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the document and term vectors."""
+        return int(self.vectors.nbytes + self._terms.nbytes + self._idf.nbytes)
+
     def search(self, query: str, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows and cosines of the `k` nearest documents, best first; ties in row order."""
         scores = self.vectors @ self.encode([query])[0]

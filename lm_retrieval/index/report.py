@@ -12,6 +12,7 @@ class BuildReport:
     """What a build did.
 
     Attributes:
+        tokens: of all chunks; overlapping ones count twice.
         encoded, reused, resumed: chunks that were encoded, taken from the earlier index, or found in a killed run.
         removed: documents of the earlier index that the corpus no longer has.
         split_documents: documents longer than one window, indexed as several chunks.
@@ -21,6 +22,7 @@ class BuildReport:
 
     documents: int = 0
     chunks: int = 0
+    tokens: int = 0
     empty_documents: int = 0
     split_documents: int = 0
     encoded: int = 0

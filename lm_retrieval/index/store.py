@@ -9,7 +9,7 @@ Shapes: C chunks of a shard, D dimensions.
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,6 +34,29 @@ _EMBEDDINGS = "embeddings"
 def content_hash(document: Document) -> str:
     """Changes when the title or text does."""
     return hashlib.sha256(f"{len(document.title)}:{document.title}{document.text}".encode(errors="replace")).hexdigest()
+
+
+class CorpusDigest:
+    """SHA-256 of documents in their order, added one by one."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def add(self, doc_id: str, digest: str) -> None:
+        """Adds a document by its `content_hash`."""
+        self._digest.update(f"{doc_id}\0{digest}\n".encode(errors="replace"))
+
+    def hexdigest(self) -> str:
+        """Of all that was added."""
+        return self._digest.hexdigest()
+
+
+def corpus_sha256(documents: Iterable[Document]) -> str:
+    """SHA-256 of documents in their order: that of the manifest of an index of them."""
+    digest = CorpusDigest()
+    for document in documents:
+        digest.add(document.doc_id, content_hash(document))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

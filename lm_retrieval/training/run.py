@@ -134,10 +134,6 @@ def _run(
         max_tokens=settings.eval_max_tokens,
         carry_state=settings.carry_state,
     )
-    if rank() == 0:
-        # also when resuming: budgets and encoder settings may have changed
-        write_json(output / CONFIG_NAME, config.model_dump(mode="json"))
-        tokenizer.save(output / TOKENIZER_NAME)
     logger.info(
         "%s: %s parameters, vocabulary %s, %s training tokens, %s held out",
         config.model.type,
@@ -148,6 +144,9 @@ def _run(
     )
 
     def complete(position: Position) -> None:
+        # also when resuming: budgets and encoder settings may have changed
+        write_json(output / CONFIG_NAME, config.model_dump(mode="json"))
+        tokenizer.save(output / TOKENIZER_NAME)
         summary: dict[str, object] = {
             "steps": position.step,
             "training_tokens": position.tokens,

@@ -30,7 +30,7 @@ MIN_DOCUMENTS = 50
 NO_LABELS = "none"
 _DEV_DOCUMENTS = 20_000
 _MOST_WORDS = 80_000
-_WORD = re.compile(r"[^\W\d_][\w'-]*")
+_WORD = re.compile(r"\b[^\W\d_]\w*(?:['’-]\w+)*")
 
 
 @dataclass(frozen=True)

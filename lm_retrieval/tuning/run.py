@@ -152,11 +152,10 @@ def _run(
         validation=_validation_batches(material.validation),
         dev_score=(lambda: dev_score(current)) if dev_score else None,
     )
-    if rank() == 0:
-        write_json(output / CONFIG_NAME, config.model_dump(mode="json"))
-        start.tokenizer.save(output / TOKENIZER_NAME)
 
     def complete(position: Position) -> None:
+        write_json(output / CONFIG_NAME, config.model_dump(mode="json"))
+        start.tokenizer.save(output / TOKENIZER_NAME)
         summary = {
             "steps": position.step,
             "training_tokens": position.tokens,

@@ -74,7 +74,7 @@ def taught_pooling(
         mean, scale = (
             part.detach().float().cpu().numpy() for part in (start.pooling.state_mean, start.pooling.state_scale)
         )
-    if word_targets is not None:
+    if word_targets is not None and len(words):
         prior = _fit_words(start, words, word_targets, axes, weights=weights, prior=prior)
     states = (states - mean) / scale
     known = mean_matrix(token_ids, weights) @ prior

@@ -1,0 +1,64 @@
+"""The folder of a report: `report.html`, `report.md`, `results.json`, `tables.tex` and `runs/`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lm_retrieval.artifacts import atomic_file, storage_errors, write_json
+from lm_retrieval.errors import EvaluationError
+from lm_retrieval.evaluation.report import Report
+from lm_retrieval.evaluation.trec import write_run
+from lm_retrieval.records import Run
+from lm_retrieval.reporting.html import ranking_page
+from lm_retrieval.reporting.text import latex, markdown
+
+RESULTS_NAME = "results.json"
+PAGE_NAME = "report.html"
+
+
+def write_report(folder: Path, report: Report, *, runs: Mapping[str, Mapping[str, Run]] | None = None) -> None:
+    """Writes all files, each whole or not at all.
+
+    Args:
+        folder: where to; files of an earlier report there are replaced.
+        report: what to write.
+        runs: collection → system → run, written as `runs/COLLECTION/SYSTEM.run.gz`.
+
+    Raises:
+        EvaluationError: an id that a TREC file cannot hold.
+        StorageError: the file system refused.
+    """
+    for collection, systems in (runs or {}).items():
+        for name, run in systems.items():
+            tag = file_name(name)
+            write_run(folder / "runs" / collection / f"{tag}.run.gz", run, tag=tag)
+    write_json(folder / RESULTS_NAME, report.to_dict())
+    contents = {"report.md": markdown(report), "tables.tex": latex(report), PAGE_NAME: ranking_page(report)}
+    for name, content in contents.items():
+        with atomic_file(folder / name) as stream:
+            stream.write(content)
+
+
+def read_report(path: Path) -> Report:
+    """Reads the results of an earlier report, by its folder or its `results.json`.
+
+    Raises:
+        EvaluationError: there are none, or they are damaged.
+    """
+    file = path / RESULTS_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise EvaluationError(f"{path}: no {RESULTS_NAME} here; make one with `lmr evaluate CORPUS --output {path}`")
+    with storage_errors(file):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise EvaluationError(f"{file}: damaged ({error}); evaluate again") from error
+    try:
+        return Report.from_dict(content)
+    except EvaluationError as error:
+        raise EvaluationError(f"{file}: {error}") from error
+
+
+def file_name(system: str) -> str:
+    """A system's name as a file name and as the tag of a run."""
+    return "".join(character if character.isalnum() or character in "-+._" else "-" for character in system)
