@@ -10,12 +10,10 @@ from lm_retrieval.version import __version__
 
 _HOMES = {
     "Checkpoint": "checkpoint",
-    "Corpus": "corpus",
     "Document": "records",
     "Encoder": "encoding.encoder",
     "Hit": "records",
     "LmRetrievalError": "errors",
-    "Report": "evaluation.report",
     "Searcher": "search",
     "Tokenizer": "tokenizer",
     "build_index": "index.builder",
@@ -29,11 +27,11 @@ __all__ = list(_HOMES)
 
 if TYPE_CHECKING:
     from lm_retrieval.checkpoint import Checkpoint
-    from lm_retrieval.corpus import Corpus, open_corpus
+    from lm_retrieval.corpus import open_corpus
     from lm_retrieval.encoding.encoder import Encoder
     from lm_retrieval.errors import LmRetrievalError
     from lm_retrieval.evaluation.evaluator import evaluate
-    from lm_retrieval.evaluation.report import Report, compare
+    from lm_retrieval.evaluation.report import compare
     from lm_retrieval.index.builder import build_index
     from lm_retrieval.records import Document, Hit
     from lm_retrieval.search import Searcher

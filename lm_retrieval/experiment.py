@@ -15,7 +15,7 @@ from lm_retrieval.corpus import Corpus, known_item, open_corpus
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.errors import ConfigError, CorpusError, IndexFormatError
 from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES
-from lm_retrieval.evaluation.report import Costs, Report, compare
+from lm_retrieval.evaluation.report import CollectionReport, Costs, Report, compare
 from lm_retrieval.index.builder import ENCODER_NAME, KIND, build_index
 from lm_retrieval.index.lexical import LexicalIndex
 from lm_retrieval.index.lsi import LsiIndex
@@ -51,6 +51,16 @@ class _Ranked:
     run: Run
     costs: Costs
     settings: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Material:
+    documents: dict[str, Document]
+    queries: list[Query]
+    qrels: Qrels
+    dropped: int
+    sha256: str
 
 
 def run_experiment(
@@ -83,43 +93,51 @@ def run_experiment(
     _refuse_repeated([corpus.name for corpus in corpora], "collections", "rename a folder")
     parts, all_runs = [], {}
     for corpus in corpora:
-        systems: dict[str, _Ranked] = {}
         material = _judged(corpus, split)
-        for ranked in _rank_all(corpus, material, encoders, rerank):
-            systems[ranked.name] = ranked
+        systems = {ranked.name: ranked for ranked in _rank_all(corpus, material, encoders, rerank)}
         for name, run in (runs or {}).items():
             if name in systems:
                 raise ConfigError(f"run '{name}' has the name of another system; rename the file")
-            systems[name] = _Ranked(name, run, Costs())
-        part = compare(
-            material.qrels,
-            {name: ranked.run for name, ranked in systems.items()},
-            measures=measures,
-            baseline=baseline,
-            name=corpus.name,
-            queries={query.query_id: query.text for query in material.queries},
-            documents=material.documents,
-        ).collections[0]
-        notes = list(part.notes)
-        if material.dropped:
-            notes.insert(0, f"{material.dropped} judgments left out: the corpus has no such document")
-        if split == known_item.SPLIT:
-            notes.insert(0, known_item.NOTE)
-        settings = {"split": split, "depth": str(DEPTH)}
-        for ranked in systems.values():
-            settings |= ranked.settings
-        parts.append(
-            replace(
-                part,
-                systems=tuple(replace(system, costs=systems[system.name].costs) for system in part.systems),
-                notes=tuple(notes),
-                documents=len(material.documents),
-                corpus_sha256=material.sha256,
-                settings=settings,
-            )
-        )
+            systems[name] = _given(name, run, material)
+        parts.append(_report(corpus.name, split, material, systems, measures=measures, baseline=baseline))
         all_runs[corpus.name] = {name: ranked.run for name, ranked in systems.items()}
     return Experiment(Report(tuple(parts)), all_runs)
+
+
+def _report(
+    name: str,
+    split: str,
+    material: _Material,
+    systems: Mapping[str, _Ranked],
+    *,
+    measures: Sequence[str],
+    baseline: str | None,
+) -> CollectionReport:
+    part = compare(
+        material.qrels,
+        {system: ranked.run for system, ranked in systems.items()},
+        measures=measures,
+        baseline=baseline,
+        name=name,
+        queries={query.query_id: query.text for query in material.queries},
+        documents=material.documents,
+    ).collections[0]
+    notes = [known_item.NOTE] if split == known_item.SPLIT else []
+    if material.dropped:
+        notes.append(f"{material.dropped} judgments left out: the corpus has no such document")
+    notes += part.notes
+    settings = {"split": split, "depth": str(DEPTH)}
+    for ranked in systems.values():
+        notes += ranked.notes
+        settings |= ranked.settings
+    return replace(
+        part,
+        systems=tuple(replace(system, costs=systems[system.name].costs) for system in part.systems),
+        notes=tuple(notes),
+        documents=len(material.documents),
+        corpus_sha256=material.sha256,
+        settings=settings,
+    )
 
 
 def encoder_variants(
@@ -163,15 +181,6 @@ def find_collections(path: Path) -> list[Corpus]:
     return found
 
 
-@dataclass(frozen=True)
-class _Material:
-    documents: dict[str, Document]
-    queries: list[Query]
-    qrels: Qrels
-    dropped: int
-    sha256: str
-
-
 def _judged(corpus: Corpus, split: str) -> _Material:
     """Documents, judged queries, and the judgments of documents that are there."""
     documents = {document.doc_id: document for document in corpus.documents()}
@@ -191,6 +200,13 @@ def _judged(corpus: Corpus, split: str) -> _Material:
         dropped=sum(map(len, judged.values())) - sum(map(len, qrels.values())),
         sha256=corpus_sha256(documents.values()),
     )
+
+
+def _given(name: str, run: Run, material: _Material) -> _Ranked:
+    """A ranking made elsewhere."""
+    unknown = len({doc_id for ranking in run.values() for doc_id in ranking} - material.documents.keys())
+    note = f"{name}: {unknown} documents are not in the corpus; they count as not relevant"
+    return _Ranked(name, run, Costs(), notes=(note,) if unknown else ())
 
 
 def _rank_all(

@@ -26,7 +26,7 @@ class Costs:
     Attributes:
         model_bytes, index_bytes: on disk.
         documents_per_second, tokens_per_second: of encoding (of indexing, for a system without an encoder).
-        mean_tokens: length of the documents that this was measured on.
+        mean_tokens: tokens encoded per document; the overlap of a long one's windows counts twice.
         latency_p50_ms, latency_p95_ms: of one query at a time.
         peak_memory_bytes: of the process while the system indexed and searched.
     """
@@ -293,22 +293,46 @@ def _joined(name: str, parts: Mapping[str, CollectionReport], baseline: str | No
     for label, part in parts.items():
         for system in part.systems:
             found.setdefault(system.name, []).append((label, system))
-    rows: dict[str, SystemReport] = {}
+    rows: dict[str, tuple[str, SystemReport]] = {}
     for row, places in found.items():
         if all(system.evaluation.per_query == places[0][1].evaluation.per_query for _, system in places):
-            rows[row] = places[0][1]
+            rows[row] = places[0]
         else:
-            rows |= {f"{row} ({label})": system for label, system in places}
-    evaluations = {row: system.evaluation for row, system in rows.items()}
+            rows |= {f"{row} ({label})": (label, system) for label, system in places}
     joined = assemble(
         name,
-        evaluations,
+        {row: system.evaluation for row, (_, system) in rows.items()},
         measures=measures,
-        baseline=baseline or (leading.baseline if leading.baseline in evaluations else None),
+        baseline=baseline or (leading.baseline if leading.baseline in rows else None),
         qrels_sha256=leading.qrels_sha256,
     )
-    systems = tuple(replace(system, costs=rows[system.name].costs) for system in joined.systems)
-    return replace(joined, systems=systems, corpus_sha256=leading.corpus_sha256, documents=leading.documents)
+    systems = tuple(
+        replace(system, costs=old.costs, precision_at_recall=old.precision_at_recall)
+        for system, (_, old) in zip(joined.systems, rows.values(), strict=True)
+    )
+    return replace(
+        joined,
+        systems=systems,
+        slices=_joined_slices(parts, {row: (label, system.name) for row, (label, system) in rows.items()}),
+        corpus_sha256=leading.corpus_sha256,
+        documents=leading.documents,
+    )
+
+
+def _joined_slices(parts: Mapping[str, CollectionReport], rows: Mapping[str, tuple[str, str]]) -> tuple[Slice, ...]:
+    """The slices that all reports have, of as many queries; empty where the first measures differ."""
+    if len({part.measure for part in parts.values()}) > 1:
+        return ()
+    known = {
+        label: {(piece.kind, piece.label, piece.queries): piece.means for piece in part.slices}
+        for label, part in parts.items()
+    }
+    leading = next(iter(known.values()))
+    return tuple(
+        Slice(*key, means={row: known[label][key][system] for row, (label, system) in rows.items()})
+        for key in leading
+        if all(key in pieces for pieces in known.values())
+    )
 
 
 def _differences(name: str, parts: Mapping[str, CollectionReport]) -> list[str]:
