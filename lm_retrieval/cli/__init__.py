@@ -24,6 +24,7 @@ _COMMANDS = {
     "search": "retrieval:search",
     "evaluate": "evaluate:evaluate",
     "report": "evaluate:report",
+    "bench": "bench:bench",
     "info": "info:info",
 }
 

@@ -89,6 +89,16 @@ class LanguageModel(nn.Module, ABC):
             counts[part] = counts.get(part, 0) + parameter.numel()
         return counts
 
+    def encoding_flops(self, lengths: Sequence[int]) -> int:
+        """Multiplications and additions in the matrix products that take texts of these lengths to hidden states."""
+        lookups_and_head = ("embedding.", "position_embedding.", "table.", "output.", "narrow.")
+        weights = sum(
+            parameter.numel()
+            for name, parameter in self.named_parameters()
+            if parameter.dim() == 2 and not name.startswith(lookups_and_head)
+        )
+        return 2 * weights * sum(lengths)
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""

@@ -7,6 +7,7 @@ Shapes: B batch, T new tokens, S cached and new tokens, D hidden, H heads, E = D
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +74,11 @@ class TransformerModel(LanguageModel):
     def head_inputs(self, hidden: Tensor) -> Tensor:
         """Narrowed where a tied embedding is narrower than the blocks."""
         return torch.as_tensor(self.narrow(hidden))
+
+    def encoding_flops(self, lengths: Sequence[int]) -> int:
+        """Attention's two products are added; of each text's square of positions, half are in the past."""
+        pairs = sum(length * (length + 1) // 2 for length in lengths)
+        return super().encoding_flops(lengths) + 4 * pairs * self.hidden_dim * len(self.blocks)
 
     def state_length(self, state: State | None) -> int:
         """Cached positions."""
