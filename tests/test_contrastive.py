@@ -421,7 +421,7 @@ def test_token_vectors_and_temperature_learn_faster(
     objective = build_objective(checkpoint, tuning_parts, token_learning_rate_ratio=4.0)
     fast = {name for name, _ in objective.named_parameters() if objective.learning_rate_ratio(name) == 4.0}
     assert fast == {"pooling.token_vectors", "pooling.log_weights", "log_scale"}
-    assert objective.learning_rate_ratio("pooling.projection") == 1.0
+    assert objective.learning_rate_ratio("pooling.projection") == 0.1
 
 
 def test_the_best_weights_are_those_of_model_and_pooling(
@@ -484,6 +484,7 @@ def test_learned_pooling_is_its_formula_text_by_text(pooling: LearnedPooling) ->
 
 def test_what_stands_in_the_padding_changes_neither_vectors_nor_gradients(pooling: LearnedPooling) -> None:
     hidden, lengths = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0)), torch.tensor([2, 3])
+    pooling.eval()  # while training, the mean of the states moves on
     results = []
     for padding in (0, 11):
         ids = torch.tensor([[3, 4, padding, padding], [5, 3, 4, padding]])
@@ -503,6 +504,19 @@ def test_state_mean_and_scale_are_stored_but_not_trained(pooling: LearnedPooling
         "state_mean",
         "state_scale",
     }
+
+
+def test_the_mean_follows_the_states_while_training_and_only_then() -> None:
+    pooling = LearnedPooling(vocab_size=5, hidden_dim=2, dim=2)
+    hidden = torch.tensor([[[1.0, 0.0], [3.0, 4.0]], [[5.0, 2.0], [7.0, 6.0]]])  # mean states (2, 2) and (6, 4)
+    arguments = (hidden, torch.tensor([[1, 4], [2, 3]]), torch.tensor([2, 2]))
+    with torch.no_grad():
+        pooling(*arguments)
+    pooling.eval()(*arguments)
+    assert pooling.state_mean.tolist() == [0.0, 0.0]
+    for _ in range(400):
+        pooling.train()(*arguments)
+    assert pooling.state_mean.tolist() == pytest.approx([4.0, 3.0], abs=0.01)
 
 
 def test_a_fresh_pooling_is_a_plain_mean() -> None:

@@ -57,7 +57,7 @@ def test_text_alone_teaches_to_find_the_rest_of_a_document(
     result = run(corpus_path, make_checkpoint(kind), tmp_path / "run", "training.max_steps=40", SHORT)
     losses, accuracies = evaluations(tmp_path / "run"), evaluations(tmp_path / "run", "validation_accuracy")
     assert min(losses) < 0.8 * losses[0]
-    assert max(accuracies) > accuracies[0]
+    assert max(accuracies) > 0.95
     assert result.reason == "max_steps"
     names = "README.md config.json last.safetensors loss.svg manifest.json metrics.jsonl model.safetensors"
     expected = {*names.split(), "tokenizer.model", "pooling.safetensors", "trainer.pt"}
@@ -112,10 +112,10 @@ def test_a_first_step_moves_token_vectors_by_their_multiple_of_the_learning_rate
     moved = {name: float((after[name] - before[name]).abs().max().detach()) for name in before}
     assert moved["pooling.token_vectors"] == pytest.approx(0.03, rel=0.01)
     assert moved["pooling.log_weights"] == pytest.approx(0.03, rel=0.01)
-    assert moved["pooling.projection"] == pytest.approx(0.01, rel=0.01)
+    assert moved["pooling.projection"] == pytest.approx(0.001, rel=0.01)
     assert moved["lstm.weight_hh_l0"] == pytest.approx(0.01, rel=0.01)
-    still = ("output.weight", "output.bias", "pooling.state_mean", "pooling.state_scale")
-    assert [moved[name] for name in still] == [0.0] * 4
+    assert [moved[name] for name in ("output.weight", "output.bias", "pooling.state_scale")] == [0.0] * 3
+    assert moved["pooling.state_mean"] > 0  # follows the states, without a gradient
 
 
 @pytest.mark.parametrize("setting", ["tuning.train_language_model=false", "tuning.words_only=true"])

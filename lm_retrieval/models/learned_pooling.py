@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 
+_MEAN_RATE = 0.02
+
+
 class LearnedPooling(nn.Module):
     """Token weights, token vectors and a projection of the hidden states."""
 
@@ -51,5 +54,14 @@ class LearnedPooling(nn.Module):
         return torch.bmm(weights[:, None].to(hidden.dtype), hidden)[:, 0].float()
 
     def normalized_states(self, hidden: Tensor, weights: Tensor) -> Tensor:
-        """(B, D) float32 mean states, about 0 on average and 1 in spread."""
-        return (self.mean_states(hidden, weights) - self.state_mean.float()) / self.state_scale.float()
+        """(B, D) float32 mean states, about 0 on average and 1 in spread.
+
+        μ follows the states while they are trained: what all texts have in common tells none from another, and
+        would otherwise grow into most of every vector.
+        """
+        states = self.mean_states(hidden, weights)
+        normalized = (states - self.state_mean.float()) / self.state_scale.float()
+        if self.training and torch.is_grad_enabled():
+            with torch.no_grad():
+                self.state_mean.lerp_(states.mean(0).to(self.state_mean), _MEAN_RATE)
+        return normalized

@@ -23,6 +23,7 @@ from lm_retrieval.training.pair_batches import PairBatch
 
 _MAX_SCALE = 100.0
 _HEAD = ("output.", "narrow.")  # parameters that only the next-token loss uses; a tied table is not among them
+_PROJECTION_RATIO = 0.1
 _LM_TOKENS = 1024  # tokens of a step that the next-token term looks at
 
 
@@ -120,7 +121,13 @@ class ContrastiveObjective(Objective):
         return Evaluation(criterion, metrics)
 
     def learning_rate_ratio(self, name: str) -> float:
-        """Token vectors and weights, and the temperature, learn faster."""
+        """Token vectors and weights, and the temperature, learn faster, the projection slower.
+
+        All 256 states of a text enter each dimension of its vector through the projection: at full rate it would take
+        the vector over within a few dozen steps, long before the states mean anything.
+        """
+        if name == "pooling.projection":
+            return _PROJECTION_RATIO
         fast = name in ("pooling.token_vectors", "pooling.log_weights", "log_scale")
         return self.config.token_learning_rate_ratio if fast else 1.0
 
