@@ -6,7 +6,7 @@ r"""What each step of making a base encoder brings: nDCG@10 of encoders trained 
 
 Of each language model: a random one and the trained one as they are (mean of the states, centred, whitened); then the
 token vectors alone, and the whole encoder from a random and from the trained language model, each with the same pairs
-for the same minutes of `lmr tune` with the settings of configs/base-tuning.toml. Dense search, test split. Rows are
+for the same minutes of `lmr tune` with the settings of configs/base-words.toml. Dense search, test split. Rows are
 added to benchmarks/results/ablation.json as they are finished, and not measured again; `--table` prints what is there.
 """
 
@@ -30,14 +30,17 @@ from lm_retrieval.models import build_model
 from lm_retrieval.runtime import configure_torch
 from lm_retrieval.tuning.run import tune
 
-CONFIG = Path(__file__).parent.parent / "configs" / "base-tuning.toml"
+CONFIG = Path(__file__).parent.parent / "configs" / "base-words.toml"
+# small enough for the language model to take its steps within minutes
+ALIKE = ("training.batch_size=256", "tuning.max_length_tokens=64", "tuning.spans_per_positive=0")
+ALIKE += ("training.eval_interval_steps=50",)
+WITH_STATES = ("tuning.words_only=false", "tuning.train_language_model=true")
 AS_IT_IS = ("none", "center", "whiten")
 # what a row changes; all else is alike
 TRAINED: dict[str, tuple[str, ...]] = {
-    "token vectors alone": ("tuning.words_only=true",),
-    "contrastive": ("tuning.teacher_weight=0",),
-    "contrastive + distillation": (),
-    "contrastive + distillation, language model frozen": ("tuning.train_language_model=false",),
+    "token vectors alone, distilled": (),
+    "contrastive": (*WITH_STATES, "tuning.teacher_weight=0"),
+    "contrastive + distillation": WITH_STATES,
 }
 Row = dict[str, Any]
 
@@ -66,7 +69,7 @@ def main(
     if not table:
         if pairs is None or teacher is None:
             raise click.UsageError("--pairs and --teacher are needed")
-        budget = (f"training.max_time_seconds={60 * minutes}", f"tuning.max_pairs={max_pairs}")
+        budget = (*ALIKE, f"training.max_time_seconds={60 * minutes}", f"tuning.max_pairs={max_pairs}")
         for seed, model, pretrained in product(seeds, models, (False, True)):
             name, _, folder = model.partition("=")
             start = starting_point(find_checkpoint(folder), seed, pretrained=pretrained)
