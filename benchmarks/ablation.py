@@ -27,7 +27,7 @@ from lm_retrieval.config import EncoderConfig, RunConfig, load_config
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.models import build_model
-from lm_retrieval.runtime import configure_torch
+from lm_retrieval.runtime import configure_torch, resolve_dtype
 from lm_retrieval.tuning.run import tune
 
 CONFIG = Path(__file__).parent.parent / "configs" / "base-words.toml"
@@ -53,6 +53,7 @@ Row = dict[str, Any]
 @click.option("--minutes", default=5.0, help="Training time of each row.")
 @click.option("--max-pairs", default=40_000, help="Pairs that are drawn.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=[1])
+@click.option("--row", "chosen", multiple=True, type=click.Choice(list(TRAINED)), help="Only these; repeatable.")
 @click.option("--table", is_flag=True, help="Only print the table of earlier runs.")
 def main(
     collections: tuple[Path, ...],
@@ -62,6 +63,7 @@ def main(
     minutes: float,
     max_pairs: int,
     seeds: tuple[int, ...],
+    chosen: tuple[str, ...],
     table: bool,
 ) -> None:
     """Trains and evaluates, one row after the other."""
@@ -72,12 +74,15 @@ def main(
         budget = (*ALIKE, f"training.max_time_seconds={60 * minutes}", f"tuning.max_pairs={max_pairs}")
         for seed, model, pretrained in product(seeds, models, (False, True)):
             name, _, folder = model.partition("=")
-            start = starting_point(find_checkpoint(folder), seed, pretrained=pretrained)
+            # made anew for each row: training changes it
+            start = partial(starting_point, find_checkpoint(folder), seed, pretrained=pretrained)
             facts = {"model": name, "pretrained": pretrained, "seed": seed}
-            for postprocess in AS_IT_IS:
+            for postprocess in AS_IT_IS if not chosen else ():
                 encoder = partial(untrained, start, postprocess)
                 add_row({**facts, "row": f"as it is, {postprocess}"}, collections, encoder)
             for row, changes in TRAINED.items():
+                if chosen and row not in chosen:
+                    continue
                 settings = load_config(CONFIG, overrides=(*budget, f"training.seed={seed}", *changes))
                 encoder = partial(trained, start, settings, pairs, teacher)
                 add_row({**facts, "row": row, "minutes": minutes}, collections, encoder)
@@ -94,17 +99,19 @@ def starting_point(folder: Path, seed: int, *, pretrained: bool) -> Checkpoint:
     return start
 
 
-def untrained(start: Checkpoint, postprocess: str) -> Encoder:
+def untrained(start: Callable[[], Checkpoint], postprocess: str) -> Encoder:
     """The mean of a language model's hidden states."""
-    return Encoder(start, config=EncoderConfig(pooling="mean", layers="last", postprocess=postprocess))
+    checkpoint = start()
+    checkpoint.model.to(resolve_dtype("auto", checkpoint.model.device))
+    return Encoder(checkpoint, config=EncoderConfig(pooling="mean", layers="last", postprocess=postprocess))
 
 
-def trained(start: Checkpoint, config: RunConfig, pairs: Path, teacher: str) -> Encoder:
+def trained(start: Callable[[], Checkpoint], config: RunConfig, pairs: Path, teacher: str) -> Encoder:
     """An encoder made by `lmr tune` from pairs."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "tuned"
-        tune(open_corpus(pairs), start=start, config=config, output=output, teacher=teacher)
-        return Encoder.load(output)
+        tune(open_corpus(pairs), start=start(), config=config, output=output, teacher=teacher)
+        return Encoder.load(output, dtype="auto")
 
 
 def add_row(key: Row, collections: tuple[Path, ...], make: Callable[[], Encoder]) -> None:
