@@ -3,7 +3,7 @@
     python benchmarks/padding.py --encoder lstm-base --encoder transformer-base nfcorpus
 
 The rival pads batches of 32, in input order, to 512 tokens, as a tokenizer with `padding="max_length"` does. Two kinds
-of text: documents, and short ones (titles and queries). In turns; medians of the rounds; tokenizing is left out of both.
+of text: documents, and short ones (titles and queries). In turns; medians of the rounds; tokenizing is left out.
 Writes benchmarks/results/padding.json and prints the Markdown table.
 """
 

@@ -1,16 +1,20 @@
 """A tiny corpus, a tiny model and helpers that several test modules share."""
 
 import json
+import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tuning_helpers import run
 
 from lm_retrieval.checkpoint import Checkpoint, save_checkpoint
+from lm_retrieval.cli import main
 from lm_retrieval.config import EncoderConfig, LstmConfig, RunConfig, TokenizerConfig, TransformerConfig
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.models import build_model
@@ -75,6 +79,15 @@ def require_data(relative: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {relative} in the data folder (set LMR_DATA)")
     return path
+
+
+@dataclass
+class Said:
+    """What a command printed, and its exit code."""
+
+    code: int
+    stdout: str
+    stderr: str
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -193,3 +206,26 @@ def tuned(corpus_path: Path, start: Path, tmp_path_factory: pytest.TempPathFacto
     output = tmp_path_factory.mktemp("tuned") / "first"
     run(corpus_path, start, output)
     return output
+
+
+@pytest.fixture
+def lmr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Said]]:
+    """The command line in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LMR_THREADS", "1")
+    handlers, level = logging.getLogger().handlers[:], logging.getLogger("lm_retrieval").level
+
+    def call(*arguments: str | Path) -> Said:
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main([*map(str, arguments)])
+        except SystemExit as ended:
+            code = ended.code
+        return Said(code, *capsys.readouterr())
+
+    yield call
+    logging.getLogger().handlers[:] = handlers
+    logging.getLogger("lm_retrieval").setLevel(level)

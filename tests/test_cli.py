@@ -1,5 +1,6 @@
 """The command line as it is used: what it prints, where, and with which exit code."""
 
+import gzip
 import json
 import os
 import re
@@ -69,7 +70,8 @@ def test_every_command_has_help_and_loads_no_torch_for_it(command: tuple[str, ..
 def test_the_commands_are_those_that_scripts_rely_on() -> None:
     expected = (
         "corpus build, corpus import, corpus info, tokenizer train, tokenizer encode, tokenizer decode, "
-        "tokenizer info, train, tune, perplexity, generate, compare, embed, index, search, evaluate, info"
+        "tokenizer info, train, tune, perplexity, generate, compare, embed, index, search, evaluate, report, bench, "
+        "info"
     )
     assert sorted(" ".join(command) for command in commands()) == sorted(expected.split(", "))
 
@@ -151,23 +153,30 @@ def test_index_rebuilds_with_another_factory(world: Path) -> None:
 
 def test_evaluate_prints_the_table_and_the_agreed_json(judged: Path, world: Path, tmp_path: Path) -> None:
     arguments = ("evaluate", judged, "--encoder", world / "checkpoints" / "smoke")
-    out = run(*arguments, "--format", "json", "--runs-output", "runs", cwd=tmp_path).stdout
-    table = json.loads(out)
-    assert (table["corpus"], table["split"], table["queries"]) == ("judged", "test", 12)
-    assert [row["name"] for row in table["systems"]] == ["bm25", "lsi-256", "dense:smoke", "hybrid:smoke"]
-    files = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert files == ["bm25.run", "dense-smoke.run", "hybrid-smoke.run", "lsi-256.run"]
-    line = (tmp_path / "runs" / "bm25.run").read_text().splitlines()[0].split()
-    assert (line[0], line[1], line[3], line[5]) == ("q0", "Q0", "1", "bm25")
+    out = run(*arguments, "--format", "json", "--output", "report", cwd=tmp_path).stdout
+    (table,) = json.loads(out)["collections"]
+    assert (table["name"], table["settings"]["split"], table["queries"]) == ("judged", "test", 12)
+    names = ["bm25", "lsi-256", "dense:smoke", "hybrid:smoke"]
+    assert [row["name"] for row in table["systems"]] == names
+    written = {str(path.relative_to(tmp_path / "report")) for path in (tmp_path / "report").rglob("*.*")}
+    assert written == {
+        *("report.html", "report.md", "results.json", "tables.tex"),
+        *(f"runs/judged/{name.replace(':', '-')}.run.gz" for name in names),
+    }
+    assert json.loads((tmp_path / "report" / "results.json").read_text()) == json.loads(out)
+    with gzip.open(tmp_path / "report" / "runs" / "judged" / "hybrid-smoke.run.gz", "rt") as stream:
+        line = stream.readline().split()
+    assert (line[0], line[1], line[3], line[5]) == ("q0", "Q0", "1", "hybrid-smoke")
     markdown = run(*arguments, "--format", "markdown", "--measure", "P@5", cwd=tmp_path).stdout.splitlines()
-    assert markdown[0] == "| system | P@5 | judged@10 |"
-    assert len(markdown) == 6
+    start = markdown.index("| system | P@5 | judged@10 |")
+    assert [row.split("<sup>")[0] for row in markdown[start + 2 : start + 7]] == [*(f"| {name}" for name in names), ""]
 
 
 def test_evaluate_tries_postprocessings(judged: Path, world: Path, tmp_path: Path) -> None:
     choices = ("--postprocess", "none", "--postprocess", "center", "--postprocess", "whiten", "--format", "json")
     out = run("evaluate", judged, "--encoder", world / "checkpoints" / "smoke", *choices, cwd=tmp_path).stdout
-    names = [row["name"] for row in json.loads(out)["systems"] if row["name"].startswith("dense")]
+    (part,) = json.loads(out)["collections"]
+    names = [row["name"] for row in part["systems"] if row["name"].startswith("dense")]
     assert names == ["dense:smoke", "dense:smoke+center", "dense:smoke+whiten"]
 
 

@@ -3,16 +3,20 @@
 import copy
 import gzip
 import math
+import time
+from pathlib import Path
 
+import ir_measures
 import numpy as np
 import pytest
 import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lm_retrieval.errors import EvaluationError
-from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES, evaluate
-from lm_retrieval.evaluation.trec import read_run, write_run
+from lm_retrieval.errors import CorpusError, EvaluationError, StorageError
+from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES, Evaluation, evaluate, trec_order
+from lm_retrieval.evaluation.trec import read_qrels_file, read_run, write_run
+from lm_retrieval.records import Qrels, Run
 
 TREC_NAMES = {
     "nDCG@10": "ndcg_cut_10",
@@ -108,6 +112,139 @@ def test_ndcg_and_precision_follow_their_formulas_for_any_ranking(grades, scores
     assert found["nDCG@5"] == pytest.approx(gain(ranked) / gain(ideal), abs=1e-6)
     assert found["P@5"] == pytest.approx(hits / 5)
     assert found["R@5"] == pytest.approx(hits / sum(grade > 0 for grade in grades.values()))
+
+
+# ---------------------------------------------------------------- whatever is ranked and judged
+
+OFFICIAL = {
+    "nDCG@10": "ndcg_cut_10",
+    "AP@1000": "map_cut_1000",
+    "RR": "recip_rank",
+    "P@10": "P_10",
+    "R@100": "recall_100",
+}
+# equal, equal in float32 alone, and neighbours in float32
+SCORES = (0.0, -0.0, 1.0, 1.0 + 1e-9, 1.0 - 1e-9, 1.0 + 2**-23, -2.5, 7.0, 1e-60, 3e38)
+QUERIES = [f"q{number}" for number in range(6)]
+
+
+@st.composite
+def judged_runs(draw: st.DrawFn) -> tuple[Qrels, Run]:
+    grades = st.dictionaries(st.sampled_from(DOCS[:20]), st.sampled_from([-2, -1, 0, 0, 1, 1, 2, 3]), max_size=12)
+    scores = st.dictionaries(st.sampled_from(DOCS), st.sampled_from(SCORES), max_size=25)
+    qrels = draw(st.dictionaries(st.sampled_from(QUERIES), grades, min_size=4))
+    qrels["surely"] = {"d3": 1, "d4": -1, "d5": 2}
+    run = draw(st.dictionaries(st.sampled_from([*QUERIES, "surely", "unjudged"]), scores, min_size=3))
+    return qrels, run
+
+
+def relevant_queries(qrels: Qrels) -> list[str]:
+    return [query_id for query_id, grades in qrels.items() if max(grades.values(), default=0) > 0]
+
+
+def by_trec_eval(
+    qrels: Qrels, run: Run, names: dict[str, str], *, relevance_level: int = 1
+) -> dict[str, dict[str, float]]:
+    # pytrec_eval crashes where every grade of a query is below -1; a query without results is none to it
+    scored = {query_id: qrels[query_id] for query_id in relevant_queries(qrels)}
+    answered = {query_id: scores for query_id, scores in run.items() if scores}
+    evaluator = pytrec_eval.RelevanceEvaluator(scored, set(names.values()), relevance_level=relevance_level)
+    reference = evaluator.evaluate(answered)
+    return {
+        query_id: {name: reference.get(query_id, {}).get(official, 0.0) for name, official in names.items()}
+        for query_id in scored
+    }
+
+
+def check_against_trec_eval(qrels: Qrels, run: Run) -> None:
+    found = evaluate(qrels, run, measures=list(OFFICIAL))
+    reference = by_trec_eval(qrels, run, OFFICIAL)
+    assert list(found.per_query) == list(reference)
+    for name in OFFICIAL:
+        expected = [figures[name] for figures in reference.values()]
+        values = [figures[name] for figures in found.per_query.values()]
+        np.testing.assert_allclose(values, expected, rtol=0, atol=1e-9, err_msg=name)
+        assert found.measures[name] == pytest.approx(sum(expected) / len(expected), abs=1e-9), name
+    assert found.queries == len(found.per_query)
+    assert found.queries_without_relevant == len(qrels) - found.queries
+    assert found.queries_without_results == sum(not run.get(query_id) for query_id in found.per_query)
+
+
+@settings(deadline=None, max_examples=400)
+@given(judged_runs())
+def test_every_figure_is_trec_evals_for_any_judgments_and_any_run(case: tuple[Qrels, Run]) -> None:
+    check_against_trec_eval(*case)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_figure_is_trec_evals_for_a_thousand_queries_with_long_rankings(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    documents = np.array([f"doc-{number}" for number in range(1400)])
+    scores = np.concatenate([SCORES, generator.normal(size=60)])
+    qrels: Qrels = {}
+    run: Run = {}
+    for number in range(1000):
+        depth = int(generator.choice([3, 30, 150])) if number % 50 else 1400
+        judged = generator.choice(documents, generator.integers(1, 60), replace=False).tolist()
+        grades = generator.choice([-1, 0, 0, 0, 1, 2], len(judged)).tolist()
+        qrels[f"q{number}"] = dict(zip(judged, grades, strict=True))
+        ranked = generator.choice(documents, depth, replace=False).tolist()
+        if number % 9:
+            run[f"q{number}"] = dict(zip(ranked, generator.choice(scores, depth).tolist(), strict=True))
+    assert 700 < len(relevant_queries(qrels)) < 1000
+    check_against_trec_eval(qrels, run)
+
+
+def test_average_precision_at_1000_and_recall_at_100_end_at_their_cut_offs() -> None:
+    run = {"q": {f"d{rank:04}": -float(rank) for rank in range(1, 1201)}}
+    qrels = {"q": {"d0100": 1, "d0101": 1, "d1000": 1, "d1001": 1}}
+    found = evaluate(qrels, run, measures=["AP@1000", "R@100", "AP"]).measures
+    assert found["R@100"] == 1 / 4
+    assert found["AP@1000"] == pytest.approx((1 / 100 + 2 / 101 + 3 / 1000) / 4, abs=1e-12)
+    assert found["AP"] == pytest.approx((1 / 100 + 2 / 101 + 3 / 1000 + 4 / 1001) / 4, abs=1e-12)
+
+
+def test_a_negative_grade_is_as_good_as_none_at_all() -> None:
+    run = {"q": {"bad": 3.0, "good": 2.0}}
+    measures = [*OFFICIAL, "Success@5", "Rprec"]
+    negative = evaluate({"q": {"bad": -2, "good": 2}}, run, measures=measures)
+    zero = evaluate({"q": {"bad": 0, "good": 2}}, run, measures=measures)
+    assert negative.measures == zero.measures
+    assert negative.measures["nDCG@10"] == pytest.approx(1 / math.log2(3))
+
+
+@settings(deadline=None, max_examples=150)
+@given(judged_runs())
+def test_other_measures_of_ir_measures_are_its_own_figures(case: tuple[Qrels, Run]) -> None:
+    qrels, run = case
+    names = {"Success@5": "success_5", "Rprec": "Rprec"}
+    found = evaluate(qrels, run, measures=[*names, "P(rel=2)@5", "Judged@10"])
+    reference = by_trec_eval(qrels, run, names)
+    strict = by_trec_eval(qrels, run, {"P(rel=2)@5": "P_5"}, relevance_level=2)
+    for query_id, figures in found.per_query.items():
+        ranked = as_trec_eval_sorts(run.get(query_id, {}))[:10]
+        judged = sum(doc_id in qrels[query_id] for doc_id in ranked) / max(1, len(ranked))
+        expected = reference[query_id] | strict[query_id] | {"Judged@10": judged}
+        assert figures == pytest.approx(expected, abs=1e-9), query_id
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_without_ties_ir_measures_itself_gives_the_same(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    qrels, run = random_case(seed)
+    run = {
+        query_id: dict(zip(scores, generator.permutation(len(scores)).tolist(), strict=True))
+        for query_id, scores in run.items()
+        if query_id in qrels
+    }
+    names = ["Success@5", "Judged@10", "P(rel=2)@5", "Rprec", "RR@10", "nDCG@10", "AP(rel=2)@100", "IPrec@0.3", "SetF"]
+    found = evaluate(qrels, run, measures=names)
+    pairs = 0
+    for metric in ir_measures.iter_calc(list(map(ir_measures.parse_measure, names)), qrels, run):
+        name = next(name for name in names if ir_measures.parse_measure(name) == metric.measure)
+        assert found.per_query[metric.query_id][name] == pytest.approx(metric.value, abs=1e-9), (metric.query_id, name)
+        pairs += 1
+    assert pairs == len(names) * len(qrels)
 
 
 # ---------------------------------------------------------------- by hand
@@ -208,7 +345,20 @@ def test_inputs_are_not_modified():
 
 
 @pytest.mark.parametrize(
-    "name", ["nonsense", "", "nDCG@", "nDCG@-1", "P(rel=2", "P(foo=2)@5", "P@1.5", "nDCG@10 P@5", "import os", "1"]
+    "name",
+    [
+        "nonsense",
+        "",
+        "nDCG@",
+        "nDCG@-1",
+        "P(rel=2",
+        "P(rel=0)@5",
+        "P(foo=2)@5",
+        "P@1.5",
+        "nDCG@10 P@5",
+        "import os",
+        "1",
+    ],
 )
 def test_an_unknown_measure_is_an_error_that_names_it(name):
     with pytest.raises(EvaluationError) as caught:
@@ -343,3 +493,133 @@ def test_a_gzip_file_is_read_like_a_plain_one(tmp_path):
 def test_an_empty_file_is_an_empty_run(tmp_path):
     (tmp_path / "test.run").write_text("")
     assert read_run(tmp_path / "test.run") == {}
+
+
+# ---------------------------------------------------------------- run files for other programs
+
+
+def assert_same(found: dict[str, dict[str, float]], expected: dict[str, dict[str, float]]) -> None:
+    assert found.keys() == expected.keys()
+    for query_id, figures in expected.items():
+        assert found[query_id] == pytest.approx(figures, abs=1e-9), query_id
+
+
+@pytest.mark.parametrize("suffix", ["run", "run.gz"])
+@settings(deadline=None, max_examples=100)
+@given(case=judged_runs())
+def test_other_programs_read_a_written_run_and_find_the_same_figures(
+    tmp_path_factory: pytest.TempPathFactory, suffix: str, case: tuple[Qrels, Run]
+) -> None:
+    qrels, run = case
+    path = tmp_path_factory.mktemp("runs") / f"x.{suffix}"
+    ordered = {query_id: {doc_id: scores[doc_id] for doc_id in trec_order(scores)} for query_id, scores in run.items()}
+    write_run(path, ordered, tag="x")
+    own = evaluate(qrels, run, measures=list(OFFICIAL)).per_query
+    with gzip.open(path, "rt") if suffix.endswith("gz") else path.open() as stream:
+        assert_same(own, by_trec_eval(qrels, pytrec_eval.parse_run(stream), OFFICIAL))
+    reread: Run = {}
+    for scored in ir_measures.read_trec_run(str(path)):
+        reread.setdefault(scored.query_id, {})[scored.doc_id] = scored.score
+    assert_same(own, by_trec_eval(qrels, reread, OFFICIAL))
+    again: dict[str, dict[str, float]] = {query_id: dict.fromkeys(OFFICIAL, 0.0) for query_id in own}
+    names = {ir_measures.parse_measure(name): name for name in OFFICIAL}
+    scored = {query_id: qrels[query_id] for query_id in own}
+    # a plain list of what the file says: ir-measures orders it itself
+    for metric in ir_measures.iter_calc(list(names), scored, list(ir_measures.read_trec_run(str(path)))):
+        again[metric.query_id][names[metric.measure]] = metric.value
+    assert_same(own, again)
+
+
+def test_scores_that_differ_beyond_float32_alone_keep_their_order_in_other_programs(tmp_path: Path) -> None:
+    scores = {"a": 1.0 + 3e-9, "c": 1.0 + 2e-9, "b": 1.0 + 1e-9, "d": 1.0}
+    write_run(tmp_path / "x.run", {"q": scores}, tag="x")
+    with (tmp_path / "x.run").open() as stream:
+        run = pytrec_eval.parse_run(stream)
+    for rank, doc_id in enumerate(scores, start=1):
+        judged = {"q": {doc_id: 1}}
+        assert by_trec_eval(judged, run, OFFICIAL)["q"]["RR"] == pytest.approx(1 / rank)
+        found = {scored.doc_id: scored.score for scored in ir_measures.read_trec_run(str(tmp_path / "x.run"))}
+        assert ir_measures.calc_aggregate([ir_measures.RR @ 10], judged, {"q": found}) == {
+            ir_measures.RR @ 10: pytest.approx(1 / rank)
+        }
+
+
+def test_a_compressed_run_is_the_same_bytes_whenever_and_wherever_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, run = random_case(1)
+    ordered = {query_id: {d: scores[d] for d in trec_order(scores)} for query_id, scores in run.items()}
+    write_run(tmp_path / "first.run.gz", ordered, tag="x")
+    monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)
+    write_run(tmp_path / "elsewhere" / "second.run.gz", ordered, tag="x")
+    packed = (tmp_path / "first.run.gz").read_bytes()
+    assert packed == (tmp_path / "elsewhere" / "second.run.gz").read_bytes()
+    write_run(tmp_path / "plain.run", ordered, tag="x")
+    assert gzip.decompress(packed) == (tmp_path / "plain.run").read_bytes()
+    assert read_run(tmp_path / "first.run.gz") == read_run(tmp_path / "plain.run")
+
+
+def test_a_compressed_run_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.run.gz"
+    write_run(path, {"q": {"a": 1.0}}, tag="x")
+    before = path.read_bytes()
+    with pytest.raises(EvaluationError, match="white space"):
+        write_run(path, {"q": {"b": 2.0, "c d": 1.0}}, tag="x")
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir()} == {"x.run.gz": before}
+
+
+def test_a_run_file_that_is_missing_damaged_or_no_text_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"absent\.run: no such file"):
+        read_run(tmp_path / "absent.run")
+    (tmp_path / "broken.run.gz").write_bytes(gzip.compress(b"q Q0 d 1 1 t\n" * 9)[:-9])
+    with pytest.raises(CorpusError, match=r"broken\.run\.gz: damaged gzip"):
+        read_run(tmp_path / "broken.run.gz")
+    (tmp_path / "latin.run").write_bytes(b"q Q0 d\xe4 1 1 t\n")
+    with pytest.raises(CorpusError, match=r"latin\.run: not valid utf-8"):
+        read_run(tmp_path / "latin.run")
+
+
+# ---------------------------------------------------------------- judgment files
+
+
+def test_judgments_are_read_from_trecs_form_and_from_beirs(tmp_path: Path) -> None:
+    expected = {"q1": {"d1": 2, "d2": 0}, "q2": {"d1": -1}}
+    (tmp_path / "trec.qrels").write_text("q1 0 d1 2\nq1 Q0 d2 0\n\nq2\t7\td1\t-1\n")
+    (tmp_path / "beir.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\nq2\td1\t-1\n")
+    (tmp_path / "packed.qrels.gz").write_bytes(gzip.compress((tmp_path / "trec.qrels").read_bytes()))
+    (tmp_path / "windows.tsv").write_bytes(
+        b"\xef\xbb\xbf" + (tmp_path / "beir.tsv").read_bytes().replace(b"\n", b"\r\n")
+    )
+    for name in ("trec.qrels", "beir.tsv", "packed.qrels.gz", "windows.tsv"):
+        assert read_qrels_file(tmp_path / name) == expected, name
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("q1 0 d1 1\nq1 d2 1\n", "line 2: 3 columns, 4 are needed"),
+        ("query-id corpus-id score\nq1 0 d1 1\n", "line 2: 4 columns, 3 are needed"),
+        ("q1 0 d1 1\n\nq1 0 d2 1.5\n", "line 3: grade '1.5' is not a whole number"),
+        ("q1 0 d1 1\nq1 0 d1 1\n", "line 2: query 'q1' and document 'd1' are judged twice"),
+        ("query-id corpus-id score\n", "no judgments"),
+        ("", "no judgments"),
+    ],
+)
+def test_a_judgment_that_cannot_be_read_is_named_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "bad.qrels"
+    path.write_text(content)
+    with pytest.raises(EvaluationError) as caught:
+        read_qrels_file(path)
+    assert str(caught.value).startswith(str(path))
+    assert message in str(caught.value)
+
+
+# ---------------------------------------------------------------- scores outside what float32 holds
+
+
+def test_scores_too_large_for_float32_are_ranked_and_written_without_a_warning(tmp_path: Path) -> None:
+    run = {"q": {"b": 1e40, "a": 1e39, "c": 1.0}}
+    found: Evaluation = evaluate({"q": {"a": 1}}, run, measures=["RR"])
+    assert found.measures["RR"] == 0.5  # both are infinite in float32: b stands before a
+    write_run(tmp_path / "x.run", run, tag="x")
+    assert list(read_run(tmp_path / "x.run")["q"]) == ["b", "a", "c"]

@@ -55,7 +55,8 @@ def test_every_row_says_what_it_costs(judged: Path, encoder: Encoder) -> None:
     assert dense.parameters == sum(p.numel() for p in encoder.checkpoint.model.parameters())
     assert hybrid.index_bytes > dense.index_bytes
     tokens = sum(len(encoder.tokenizer.encode(d.content)) for d in open_corpus(judged).documents())
-    assert dense.mean_tokens == pytest.approx(tokens / 40)
+    # the overlap of windows is encoded twice
+    assert tokens / 40 < dense.mean_tokens < 1.2 * tokens / 40
 
 
 def test_judgments_without_a_document_are_left_out_and_counted(judged: Path) -> None:

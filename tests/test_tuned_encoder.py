@@ -1,19 +1,15 @@
 """What `tune` leaves behind, an encoder like any other, and its command line."""
 
-import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_texts
+from conftest import Said, make_texts
 from tuning_helpers import SHORT, run
 
 from lm_retrieval.checkpoint import Checkpoint, weights_fingerprint
-from lm_retrieval.cli import main
 from lm_retrieval.config import EncoderConfig
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
@@ -133,36 +129,6 @@ def test_the_checkpoint_says_how_to_encode_whatever_it_began_as(
 
 
 # ---------------------------------------------------------------- command line
-
-
-@dataclass
-class Said:
-    code: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def lmr(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Said]]:
-    """The command line in this process, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("LMR_THREADS", "1")
-    handlers, level = logging.getLogger().handlers[:], logging.getLogger("lm_retrieval").level
-
-    def call(*arguments: str | Path) -> Said:
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main([*map(str, arguments)])
-        except SystemExit as ended:
-            code = ended.code
-        return Said(code, *capsys.readouterr())
-
-    yield call
-    logging.getLogger().handlers[:] = handlers
-    logging.getLogger("lm_retrieval").setLevel(level)
 
 
 def test_the_command_tunes_resumes_and_refuses(

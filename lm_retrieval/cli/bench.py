@@ -25,7 +25,7 @@ from lm_retrieval.cli.options import (
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
     show_default=True,
-    help="Of the arithmetic; auto is what embed uses.",
+    help="Of the arithmetic; auto is bfloat16 where that is fast. `lmr embed` uses float32.",
 )
 @device_option
 @corpus_options
