@@ -13,8 +13,8 @@ from lm_retrieval.artifacts import folder_bytes, read_manifest
 from lm_retrieval.checkpoint import read_config
 from lm_retrieval.corpus import Corpus, known_item, open_corpus
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.errors import ConfigError, CorpusError, IndexFormatError
-from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES
+from lm_retrieval.errors import ConfigError, CorpusError, EvaluationError, IndexFormatError
+from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES, check_measures
 from lm_retrieval.evaluation.report import CollectionReport, Costs, Report, compare
 from lm_retrieval.index.builder import ENCODER_NAME, KIND, build_index
 from lm_retrieval.index.lexical import LexicalIndex
@@ -89,6 +89,7 @@ def run_experiment(
         CorpusError: no queries or judgments, or judged queries without a text.
         EvaluationError: see `evaluate` and `compare`.
     """
+    check_measures(measures)
     _refuse_repeated([name for name, _ in encoders], "encoders", "rename a checkpoint folder")
     _refuse_repeated([corpus.name for corpus in corpora], "collections", "rename a folder")
     parts, all_runs = [], {}
@@ -189,6 +190,8 @@ def _judged(corpus: Corpus, split: str) -> _Material:
         query_id: {doc_id: grade for doc_id, grade in grades.items() if doc_id in documents}
         for query_id, grades in judged.items()
     }
+    if not any(grade > 0 for grades in qrels.values() for grade in grades.values()):
+        raise EvaluationError(f"{corpus.path}: no query of split '{split}' has a relevant document in the corpus")
     texts = {query.query_id: query for query in corpus.queries()}
     missing = [query_id for query_id in qrels if query_id not in texts]
     if missing:

@@ -90,12 +90,15 @@ def echo_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, left: i
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for place, header in enumerate(headers):
-        table.add_column(header, justify="left" if place < left else "right", overflow="fold", no_wrap=place >= left)
+        table.add_column(
+            Text(header), justify="left" if place < left else "right", overflow="fold", no_wrap=place >= left
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # brackets in names are no markup
     # a pipe has no width: tables must not be squeezed into 80 columns there
     Console(highlight=False, width=None if sys.stdout.isatty() else 160).print(table)
 

@@ -6,6 +6,7 @@ does on the words that other people would use.
 """
 
 import random
+from collections import Counter
 from pathlib import Path
 
 from lm_retrieval.corpus.beir import write_documents, write_qrels, write_queries
@@ -36,14 +37,13 @@ def write_known_item(corpus: Corpus, folder: Path, *, most: int = _MOST_QUERIES,
         CorpusError: fewer than ten documents have something that can be asked for.
     """
     documents, titles = [], {}
+    times: Counter[str] = Counter()
     for document in corpus.documents():
         title, rest = _divided(document)
         documents.append(Document(document.doc_id, "", rest))
-        if title:
+        times[title.lower()] += 1
+        if _askable(title, rest):
             titles[document.doc_id] = title
-    times: dict[str, int] = {}
-    for title in titles.values():
-        times[title.lower()] = times.get(title.lower(), 0) + 1
     asked = [doc_id for doc_id, title in titles.items() if times[title.lower()] == 1]
     if len(asked) < MIN_QUERIES:
         raise CorpusError(
@@ -58,12 +58,15 @@ def write_known_item(corpus: Corpus, folder: Path, *, most: int = _MOST_QUERIES,
 
 
 def _divided(document: Document) -> tuple[str, str]:
-    """Title and text; without a title the first line and the rest. The title is empty where there is nothing to ask."""
+    """Title and text; without a title the first line and the rest, where the line can be asked for."""
     title, rest = " ".join(document.title.split()), document.text.strip()
     if not title:
         first, _, after = rest.partition("\n")
         first = " ".join(first.split()).lstrip("# ")
-        if _MIN_WORDS <= len(first.split()) <= _MAX_WORDS and len(after.split()) >= _MIN_REST_WORDS:
-            title, rest = first, after.strip()
-    enough = len(title.split()) >= _MIN_WORDS and len(rest.split()) >= _MIN_REST_WORDS
-    return (title if enough else ""), rest
+        if _askable(first, after) and len(first.split()) <= _MAX_WORDS:
+            return first, after.strip()
+    return title, rest
+
+
+def _askable(title: str, rest: str) -> bool:
+    return len(title.split()) >= _MIN_WORDS and len(rest.split()) >= _MIN_REST_WORDS

@@ -188,12 +188,12 @@ def _by(
     )
 
 
-_LENGTHS = ("1 to 2", "3 to 5", "6 to 10", "over 10")
+_LENGTHS = ("none", "1 to 2", "3 to 5", "6 to 10", "over 10")
 _SHARES = ("none", "up to a third", "up to two thirds", "more", "all")
 
 
 def _length_label(words: int) -> str:
-    return _LENGTHS[0 if words <= 2 else 1 if words <= 5 else 2 if words <= 10 else 3]
+    return next(label for label, most in zip(_LENGTHS, (0, 2, 5, 10, words), strict=True) if words <= most)
 
 
 def _share_label(share: float) -> str:

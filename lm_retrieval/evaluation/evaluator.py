@@ -80,6 +80,12 @@ def evaluate(
     )
 
 
+def check_measures(names: Sequence[str]) -> None:
+    """Raises EvaluationError where a name means no measure."""
+    for name in names:
+        _parse(name)
+
+
 def _calculate(measures: list[Any], qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]]) -> list[Any]:
     import ir_measures
 
@@ -93,7 +99,8 @@ def _calculate(measures: list[Any], qrels: dict[str, dict[str, int]], run: dict[
 
 def trec_order(scores: Mapping[str, float]) -> list[str]:
     """Documents as trec_eval orders them: by score in float32, and by id, descending, where scores are equal."""
-    single = dict(zip(scores, np.fromiter(scores.values(), np.float32, len(scores)).tolist(), strict=True))
+    with np.errstate(over="ignore"):  # beyond float32 all are infinite, and tie
+        single = dict(zip(scores, np.fromiter(scores.values(), np.float32, len(scores)).tolist(), strict=True))
     return sorted(sorted(scores, reverse=True), key=single.__getitem__, reverse=True)
 
 
@@ -111,10 +118,12 @@ def _parse(name: str) -> Any:
         measure.validate_params()
         if "cutoff" in measure.params and measure["cutoff"] < 1:
             raise ValueError("cut-off below 1")
+        if "rel" in measure.params and measure["rel"] < 1:
+            raise ValueError("grade below 1")
         if not pipeline.supports(measure):
             raise ValueError("no provider")
         return measure
-    except (NameError, ValueError, SyntaxError, KeyError, AssertionError) as error:
+    except (NameError, ValueError, SyntaxError, KeyError, TypeError, AssertionError) as error:
         raise EvaluationError(
             f"measure '{name}' is unknown; write for example nDCG@10, RR@10, AP@1000, P(rel=2)@5"
         ) from error

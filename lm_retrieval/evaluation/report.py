@@ -137,7 +137,7 @@ class Report:
         return {"kind": "report", "format_version": FORMAT_VERSION, **content, "macro_average": macro}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> "Report":
+    def from_dict(cls, content: Any) -> "Report":
         """Reads what `to_dict` gave.
 
         Raises:
@@ -145,16 +145,34 @@ class Report:
         """
         from pydantic import TypeAdapter, ValidationError
 
-        if content.get("kind") != "report" or content.get("format_version") != FORMAT_VERSION:
+        facts = content if isinstance(content, Mapping) else {}
+        if (facts.get("kind"), facts.get("format_version")) != ("report", FORMAT_VERSION):
             raise EvaluationError("not the results of `lmr evaluate --output` (or of another version of it)")
         try:
-            return TypeAdapter(Report).validate_python(
-                {"collections": content.get("collections"), "warnings": content.get("warnings", ())}
+            report: Report = TypeAdapter(Report).validate_python(
+                {"collections": facts.get("collections"), "warnings": facts.get("warnings", ())}
             )
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
             raise EvaluationError(f"damaged results ({place}: {first['msg']}); evaluate again") from error
+        if not report.collections or not all(map(_whole, report.collections)):
+            raise EvaluationError("damaged results (figures are missing); evaluate again")
+        return report
+
+
+def _whole(part: CollectionReport) -> bool:
+    """Whether every system has every figure that the tables show."""
+    names = {system.name for system in part.systems}
+    if not part.measures or part.baseline not in names:
+        return False
+    queries = part.systems[0].evaluation.per_query.keys()
+    return all(piece.means.keys() == names for piece in part.slices) and all(
+        set(part.measures) <= evaluation.measures.keys()
+        and evaluation.per_query.keys() == queries
+        and all(set(part.measures) <= values.keys() for values in evaluation.per_query.values())
+        for evaluation in (system.evaluation for system in part.systems)
+    )
 
 
 def compare(
@@ -183,6 +201,8 @@ def compare(
     """
     if not runs:
         raise EvaluationError("nothing to compare: give at least one run")
+    _refuse_strangers(qrels, runs)
+    measures = tuple(dict.fromkeys(measures))
     evaluations = {system: evaluate(qrels, run, measures=measures) for system, run in runs.items()}
     collection = assemble(
         name,
@@ -295,7 +315,7 @@ def _joined(name: str, parts: Mapping[str, CollectionReport], baseline: str | No
             found.setdefault(system.name, []).append((label, system))
     rows: dict[str, tuple[str, SystemReport]] = {}
     for row, places in found.items():
-        if all(system.evaluation.per_query == places[0][1].evaluation.per_query for _, system in places):
+        if all(_equal(system.evaluation, places[0][1].evaluation, measures) for _, system in places):
             rows[row] = places[0]
         else:
             rows |= {f"{row} ({label})": (label, system) for label, system in places}
@@ -313,9 +333,20 @@ def _joined(name: str, parts: Mapping[str, CollectionReport], baseline: str | No
     return replace(
         joined,
         systems=systems,
+        notes=tuple(dict.fromkeys(note for part in parts.values() for note in part.notes)),
+        settings={key: value for part in reversed(list(parts.values())) for key, value in part.settings.items()},
         slices=_joined_slices(parts, {row: (label, system.name) for row, (label, system) in rows.items()}),
         corpus_sha256=leading.corpus_sha256,
         documents=leading.documents,
+    )
+
+
+def _equal(one: Evaluation, other: Evaluation, measures: Sequence[str]) -> bool:
+    """Whether two evaluations agree on these measures, query by query."""
+    return one.per_query.keys() == other.per_query.keys() and all(
+        values[measure] == other.per_query[query_id][measure]
+        for query_id, values in one.per_query.items()
+        for measure in measures
     )
 
 
@@ -348,10 +379,19 @@ def _differences(name: str, parts: Mapping[str, CollectionReport]) -> list[str]:
         ]
         for key in {**leading.settings, **other.settings}:
             mine, theirs = leading.settings.get(key), other.settings.get(key)
-            if mine != theirs:
+            # of a system ("lstm, encoder") that one report alone has there is nothing to compare
+            if mine != theirs and not (", " in key and None in (mine, theirs)):
                 unequal.append(f"{key} ({mine} and {theirs})")
         warnings += [f"{name}: {labels[0]} and {label} differ in {what}; compare with care" for what in unequal]
     return warnings
+
+
+def _refuse_strangers(
+    qrels: Mapping[str, Mapping[str, int]], runs: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> None:
+    for system, run in runs.items():
+        if run and not run.keys() & qrels.keys():
+            raise EvaluationError(f"run '{system}' has no query in common with the judgments; do they belong together?")
 
 
 def _run_notes(
@@ -367,8 +407,6 @@ def _run_notes(
     for system, run in runs.items():
         unknown = sum(query_id not in qrels for query_id in run)
         missing = evaluations[system].queries_without_results
-        if unknown == len(run) and run:
-            raise EvaluationError(f"run '{system}' has no query in common with the judgments; do they belong together?")
         if unknown:
             notes.append(f"{system}: {unknown} queries are not in the judgments and were left out")
         if missing:

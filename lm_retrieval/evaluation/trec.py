@@ -120,6 +120,7 @@ def _writing(path: Path) -> Iterator[IO[str]]:
 
 def _below(score: float, previous: float) -> float:
     """`score`, or the next smaller float32 where it would not be below `previous`."""
-    value = np.float32(score)
+    with np.errstate(over="ignore"):  # beyond float32 it becomes the largest one that is left
+        value = np.float32(score)
     limit = np.float32(previous)
     return float(value if value < limit else np.nextafter(limit, np.float32(-np.inf)))

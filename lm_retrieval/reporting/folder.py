@@ -1,11 +1,13 @@
 """The folder of a report: `report.html`, `report.md`, `results.json`, `tables.tex` and `runs/`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from urllib.parse import quote
 
 from lm_retrieval.artifacts import atomic_file, storage_errors, write_json
 from lm_retrieval.errors import EvaluationError
+from lm_retrieval.evaluation.evaluator import trec_order
 from lm_retrieval.evaluation.report import Report
 from lm_retrieval.evaluation.trec import write_run
 from lm_retrieval.records import Run
@@ -24,14 +26,14 @@ def write_report(folder: Path, report: Report, *, runs: Mapping[str, Mapping[str
         report: what to write.
         runs: collection → system → run, written as `runs/COLLECTION/SYSTEM.run.gz`.
 
+    White space in ids, which a TREC file cannot hold, is written there as in a web address: `my%20note.txt`.
+
     Raises:
-        EvaluationError: an id that a TREC file cannot hold.
         StorageError: the file system refused.
     """
     for collection, systems in (runs or {}).items():
-        for name, run in systems.items():
-            tag = file_name(name)
-            write_run(folder / "runs" / collection / f"{tag}.run.gz", run, tag=tag)
+        for tag, run in zip(_tags(systems), systems.values(), strict=True):
+            write_run(folder / "runs" / collection / f"{tag}.run.gz", _in_trec_form(run), tag=tag)
     write_json(folder / RESULTS_NAME, report.to_dict())
     contents = {"report.md": markdown(report), "tables.tex": latex(report), PAGE_NAME: ranking_page(report)}
     for name, content in contents.items():
@@ -59,6 +61,27 @@ def read_report(path: Path) -> Report:
         raise EvaluationError(f"{file}: {error}") from error
 
 
-def file_name(system: str) -> str:
-    """A system's name as a file name and as the tag of a run."""
-    return "".join(character if character.isalnum() or character in "-+._" else "-" for character in system)
+def _tags(names: Iterable[str]) -> list[str]:
+    """Systems' names as names of files and tags of runs, each of its own."""
+    tags: list[str] = []
+    for name in names:
+        plain = "".join(character if character.isalnum() or character in "-+._" else "-" for character in name)
+        number = 1
+        tag = plain
+        while tag.lower() in {other.lower() for other in tags}:
+            number += 1
+            tag = f"{plain}-{number}"
+        tags.append(tag)
+    return tags
+
+
+def _in_trec_form(run: Run) -> Run:
+    """The ranking that was scored: by score, ties as trec_eval breaks them."""
+    return {
+        _without_space(query_id): {_without_space(doc_id): scores[doc_id] for doc_id in trec_order(scores)}
+        for query_id, scores in run.items()
+    }
+
+
+def _without_space(name: str) -> str:
+    return "".join(quote(character) if character.isspace() else character for character in name)

@@ -1,6 +1,9 @@
 """Pictures of a report as SVG inside a page: lines and letters in the page's own colour, by day and by night."""
 
+import hashlib
 import io
+import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +39,7 @@ def per_query_differences(part: CollectionReport) -> str | None:
         colors = np.where(ordered > 0, COLORS[2], COLORS[1])
         axes.bar(np.arange(len(ordered)), ordered, width=1.0, color=colors)
         axes.axhline(0, color=_INK, linewidth=0.8)
-        axes.set_title(f"{system.name} − {part.baseline}", fontsize=9)
+        axes.set_title(_label(f"{system.name} − {part.baseline}"), fontsize=9)
         axes.set_xlim(-0.5, len(ordered) - 0.5)
         _plain(axes)
     for axes in panels.flat[len(others) :]:
@@ -55,7 +58,9 @@ def precision_recall(part: CollectionReport) -> str | None:
     axes = figure.subplots()
     for place, system in enumerate(systems):
         levels = np.linspace(0, 1, len(system.precision_at_recall))
-        axes.plot(levels, system.precision_at_recall, label=system.name, **_style(place), markersize=4, linewidth=1.4)
+        axes.plot(
+            levels, system.precision_at_recall, label=_label(system.name), **_style(place), markersize=4, linewidth=1.4
+        )
     axes.set_xlabel("recall")
     axes.set_ylabel("precision")
     axes.set_ylim(bottom=0)
@@ -76,7 +81,7 @@ def quality_against_cost(part: CollectionReport) -> str | None:
     figure = _figure(6, 3.6)
     axes = figure.subplots()
     for place, (system, latency, value) in enumerate(points):
-        label = f"{system.name} ({_size(system)})"
+        label = _label(f"{system.name} ({_size(system)})")
         axes.plot([latency], [value], linestyle="none", label=label, markersize=8, **_style(place))
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds per query (median)")
@@ -93,7 +98,7 @@ def curves(series: Sequence[tuple[str, Sequence[float], Sequence[float]]], *, x:
     figure = _figure(6, 3.6)
     axes = figure.subplots()
     for place, (name, across, up) in enumerate(series):
-        axes.plot(across, up, label=name, color=COLORS[place % len(COLORS)], linewidth=1.4)
+        axes.plot(across, up, label=_label(name), color=COLORS[place % len(COLORS)], linewidth=1.4)
     axes.xaxis.set_major_formatter(_short)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
@@ -110,7 +115,7 @@ def stacked(values: Mapping[str, Mapping[str, float]], *, x: str) -> str:
     starts = np.zeros(len(values))
     for place, part in enumerate(parts):
         widths = np.array([row.get(part, 0) for row in values.values()], float)
-        axes.barh(list(values), widths, left=starts, label=part, color=COLORS[place % len(COLORS)])
+        axes.barh(list(map(_label, values)), widths, left=starts, label=_label(part), color=COLORS[place % len(COLORS)])
         starts += widths
     axes.invert_yaxis()
     axes.set_xlabel(x)
@@ -123,6 +128,11 @@ def stacked(values: Mapping[str, Mapping[str, float]], *, x: str) -> str:
 def _short(value: float, _: float) -> str:
     """2500000 → 2.5M."""
     return f"{value / 1e6:g}M" if value >= 1e5 else f"{value:g}"
+
+
+def _label(name: str) -> str:
+    """A name as matplotlib shows it: no formulas, and a leading underscore hides nothing from a legend."""
+    return ("\u200b" if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _size(system: SystemReport) -> str:
@@ -164,6 +174,14 @@ def _svg(figure: "Figure") -> str:
     stream = io.StringIO()
     # text stays text: it can be read aloud and searched, and takes the page's font
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "lmr", "font.family": "sans-serif"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+        with warnings.catch_warnings():
+            # the page's font shows what matplotlib's has not
+            warnings.filterwarnings("ignore", message=r"Glyph \d+", category=UserWarning)
+            figure.savefig(stream, format="svg", metadata={"Date": None})
     content = stream.getvalue()
-    return content[content.index("<svg") :].replace(_INK, "currentColor")
+    content = content[content.index("<svg") :].replace(_INK, "currentColor")
+    content = re.sub(r"<metadata>.*?</metadata>", "", content, flags=re.S)
+    content = re.sub(r' xmlns(:\w+)?="[^"]*"', "", content).replace("xlink:href", "href")
+    # several pictures share a page: each names its parts in its own way
+    own = hashlib.sha256(content.encode()).hexdigest()[:8]
+    return re.sub(r'((?:id|href)="#?|url\(#)', rf"\g<1>{own}-", content)

@@ -104,7 +104,7 @@ def cost_table(part: CollectionReport) -> Table | None:
         figures = [_COSTS[name](costs) for name in _COSTS]
         rows.append((Cell(system.name), Cell(f"{system.evaluation.measures[part.measure]:.3f}"), *map(Cell, figures)))
     lengths = [system.costs.mean_tokens for system in part.systems if system.costs and system.costs.mean_tokens]
-    length = f" Documents have {sum(lengths) / len(lengths):.0f} tokens on average." if lengths else ""
+    length = f" Encoded: {sum(lengths) / len(lengths):.0f} tokens per document." if lengths else ""
     return Table(
         f"{part.name}: quality and cost",
         ("system", part.measure, *_COSTS),
@@ -136,6 +136,8 @@ def macro_table(report: Report) -> Table | None:
     if len(report.collections) < 2:
         return None
     averages = report.macro_average()
+    if not averages or not next(iter(averages.values())):
+        return None
     measure = report.collections[0].measure
     headers = ("system", *(part.name for part in report.collections), "mean")
     columns: list[Callable[[str], float]] = [_measure_of(part, measure) for part in report.collections]

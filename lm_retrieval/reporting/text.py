@@ -3,7 +3,15 @@
 from lm_retrieval.evaluation.report import CollectionReport, Report
 from lm_retrieval.reporting.tables import Cell, Table, report_tables
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "<": "$<$"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+    "|": "$|$",
+}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
