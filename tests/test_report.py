@@ -77,6 +77,11 @@ def rich() -> Report:
 # ---------------------------------------------------------------- comparing
 
 
+def test_no_measure_is_an_error() -> None:
+    with pytest.raises(EvaluationError, match="nothing to measure"):
+        compare({"q": {"d": 1}}, {"a": {"q": {"d": 1.0}}}, measures=[])
+
+
 def test_comparing_leaves_its_inputs_alone_and_its_results_cannot_be_changed() -> None:
     inputs = (qrels_of(), {"a": run_of(1, 2), "b": run_of(2, 3)}, dict(TEXTS), dict(DOCUMENTS))
     before = copy.deepcopy(inputs)

@@ -201,6 +201,8 @@ def compare(
     """
     if not runs:
         raise EvaluationError("nothing to compare: give at least one run")
+    if not measures:
+        raise EvaluationError("nothing to measure: give at least one measure, such as nDCG@10")
     _refuse_strangers(qrels, runs)
     measures = tuple(dict.fromkeys(measures))
     evaluations = {system: evaluate(qrels, run, measures=measures) for system, run in runs.items()}
