@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import ir_measures
 import pytest
 import pytrec_eval
 from conftest import require_data
@@ -10,9 +11,11 @@ from conftest import require_data
 from lm_retrieval.corpus import Corpus, open_corpus
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.errors import CorpusError
+from lm_retrieval.evaluation.evaluator import evaluate, trec_order
 from lm_retrieval.evaluation.report import CollectionReport
 from lm_retrieval.evaluation.trec import read_run, write_run
 from lm_retrieval.experiment import run_experiment
+from lm_retrieval.index.lexical import LexicalIndex
 
 
 def part_of(corpus: Corpus, **options: Any) -> CollectionReport:
@@ -86,3 +89,34 @@ def test_baselines_on_cranfield_are_what_standard_tools_give() -> None:
     # bm25s + Snowball: 0.512; TF-IDF + SVD in 256 dimensions: 0.552, with slightly different stop lists
     assert figures["bm25"] == pytest.approx(0.512, abs=0.015)
     assert figures["lsi-256"] == pytest.approx(0.552, abs=0.015)
+
+
+@pytest.mark.parametrize("name", ["cranfield", "nfcorpus"])
+def test_a_bm25_run_has_the_figures_of_pytrec_eval_and_of_ir_measures(name: str, tmp_path: Path) -> None:
+    corpus = open_corpus(require_data(f"collections/{name}"))
+    documents = list(corpus.documents())
+    known = {document.doc_id for document in documents}
+    qrels = {q: {d: g for d, g in grades.items() if d in known} for q, grades in corpus.qrels("test").items()}
+    index = LexicalIndex.build(document.content for document in documents)
+    run = {}
+    for query in corpus.queries():
+        if query.query_id in qrels:
+            rows, scores = index.search(query.text, 1000)
+            run[query.query_id] = {documents[row].doc_id: float(score) for row, score in zip(rows, scores, strict=True)}
+    names = {
+        "nDCG@10": "ndcg_cut_10",
+        "RR": "recip_rank",
+        "AP@1000": "map_cut_1000",
+        "P@10": "P_10",
+        "R@100": "recall_100",
+    }
+    ours = evaluate(qrels, run, measures=tuple(names)).measures
+    wanted = {"ndcg_cut.10", "recip_rank", "map_cut.1000", "P.10", "recall.100"}
+    official = pytrec_eval.RelevanceEvaluator(qrels, wanted).evaluate(run)
+    write_run(tmp_path / "bm25.run", {q: {d: run[q][d] for d in trec_order(run[q])} for q in run}, tag="bm25")
+    read = list(ir_measures.read_trec_run(str(tmp_path / "bm25.run")))
+    elsewhere = ir_measures.calc_aggregate([ir_measures.parse_measure(name) for name in names], qrels, read)
+    for name, theirs in names.items():
+        # a query that BM25 has no answer to counts 0
+        assert ours[name] == pytest.approx(sum(row[theirs] for row in official.values()) / len(qrels), abs=1e-9)
+        assert ours[name] == pytest.approx(elsewhere[ir_measures.parse_measure(name)], abs=1e-9)
