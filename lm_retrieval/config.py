@@ -190,11 +190,11 @@ class TuningConfig(Section):
     """Start of the learned temperature."""
     teacher_temperature: Annotated[float, Field(gt=0)] = 0.05
     words_only: bool = False
-    """Leave the language model out: only token vectors and weights learn. A step costs a tenth; a good first stage."""
+    """Leave the language model out: only token vectors and weights learn, eleven times the steps; a good first stage."""
     token_learning_rate_ratio: Annotated[float, Field(gt=0)] = 3.0
     """Token vectors and weights learn so many times faster: each token is in few of the steps."""
     train_language_model: bool = False
-    """false: only the pooling learns; steps are three times faster, and the language model writes as before."""
+    """false: only the pooling learns, two and a half times the steps, and the language model writes as before."""
     max_pairs: PositiveInt = 1_000_000
     """Of more pairs so many are drawn."""
     hard_negatives: NonNegativeInt = 0
