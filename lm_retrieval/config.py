@@ -190,7 +190,7 @@ class TuningConfig(Section):
     """Start of the learned temperature."""
     teacher_temperature: Annotated[float, Field(gt=0)] = 0.05
     words_only: bool = False
-    """Leave the language model out: only token vectors and weights learn, eleven times the steps; a good first stage."""
+    """Leave the language model out: only token vectors and weights learn; eleven times the steps. A first stage."""
     token_learning_rate_ratio: Annotated[float, Field(gt=0)] = 3.0
     """Token vectors and weights learn so many times faster: each token is in few of the steps."""
     train_language_model: bool = False
