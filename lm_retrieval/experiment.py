@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from lm_retrieval.artifacts import folder_bytes, read_manifest
+from lm_retrieval.artifacts import folder_bytes
 from lm_retrieval.checkpoint import read_config
 from lm_retrieval.corpus import Corpus, known_item, open_corpus
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.errors import ConfigError, CorpusError, EvaluationError, IndexFormatError
+from lm_retrieval.errors import ConfigError, CorpusError, EvaluationError
 from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES, check_measures
 from lm_retrieval.evaluation.report import CollectionReport, Costs, Report, compare
-from lm_retrieval.index.builder import ENCODER_NAME, KIND, build_index
+from lm_retrieval.index.builder import ENCODER_NAME, build_index
 from lm_retrieval.index.lexical import LexicalIndex
 from lm_retrieval.index.lsi import LsiIndex
 from lm_retrieval.index.store import corpus_sha256
@@ -271,7 +271,7 @@ def _rank_encoder(corpus: Corpus, name: str, encoder: Encoder, queries: list[Que
         built = build_index(corpus, encoder=encoder, output=index)
         encoding = built.seconds["tokenize"] + built.seconds["encode"]
         searcher = Searcher(index)
-        manifest = read_manifest(index, kind=KIND, error=IndexFormatError)
+        manifest = searcher.manifest
         words_bytes = folder_bytes(index / "lexical")
         model_bytes = folder_bytes(index / ENCODER_NAME)
         for label, mode, second_stage in rows:

@@ -227,6 +227,17 @@ def test_compare_shows_both_models(world: Path) -> None:
         assert row["reading_tokens_per_second"] > 0
         assert row["single_ms_per_token"] > 0
         assert row["peak_memory_bytes"] > 1e7
+    for row in rows:
+        assert [length for length, _, _ in row["latencies"]] == [16, 32, 64, 128]
+        assert all(time > 0 for latency in row["latencies"] for time in latency[1:])
+    run("compare", "smoke", "other", "--text", "notes", "--output", "models", cwd=world)
+    page = (world / "models" / "report.html").read_text()
+    for name in ("smoke", "other", "bits per byte", "What they write", "<svg"):
+        assert name in page
+    assert "http" not in page
+    stored = json.loads((world / "models" / "results.json").read_text())
+    assert [model["name"] for model in stored["models"]] == ["smoke", "other"]
+    assert "| perplexity per token |" in (world / "models" / "report.md").read_text()
     table = run("compare", "smoke", "--text", "notes/note-01.txt", cwd=world).stdout
     assert "bits per byte" in table
 

@@ -22,7 +22,7 @@ from lm_retrieval.tokenizer import Tokenizer
 from lm_retrieval.training.pair_batches import TokenizedPairs
 from lm_retrieval.training.teacher import Teacher
 from lm_retrieval.tuning.mining import mine_negatives
-from lm_retrieval.tuning.teachers import find_teacher
+from lm_retrieval.tuning.teachers import BlendedTeacher, find_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +39,15 @@ class Material:
 
     Attributes:
         dev_score: nDCG@10 of an encoder on the corpus's dev split, where it has one.
-        teacher: whose similarities are learned.
-        words: of the texts, the most frequent first; a teacher says a lot about each in little time.
+        fit_to: the teacher that the pooling is fitted to before training; None where it starts as it is.
+        words: of the texts, the most frequent first: fitted first, since a teacher says much about them in little time.
         facts: for the manifest.
     """
 
     training: TokenizedPairs
     validation: TokenizedPairs
     dev_score: Callable[[Encoder], float] | None
-    teacher: Teacher | None
+    fit_to: Teacher | None
     words: list[str]
     facts: dict[str, Any]
 
@@ -78,13 +78,15 @@ def gather(
         pairs = _usable(pairs, settings, start.tokenizer)
     validation, training = _split(pairs, settings.validation_pairs, of_corpus=bool(documents))
     guide = find_teacher(teacher, documents=documents, cache=cache, encoder=encoder, held_out=validation)
+    # an encoder that has been taught already is fitted again only to a teacher that was made around it
+    fit = guide is not None and (start.pooling is None or isinstance(guide, BlendedTeacher))
     logger.info("%s pairs to learn from, %s held out", f"{len(training):,}", f"{len(validation):,}")
     return Material(
         training=_tokenized(training, start, settings, guide),
         validation=_tokenized(validation, start, settings, guide),
         dev_score=None if labels == NO_LABELS else _dev_score(corpus, documents),
-        teacher=guide,
-        words=frequent_words(text for pair in training for text in (pair.query, pair.positive)) if guide else [],
+        fit_to=guide if fit else None,
+        words=frequent_words(text for pair in training for text in (pair.query, pair.positive)) if fit else [],
         facts={
             "corpus_path": str(corpus.path.resolve()),
             "pairs": len(training),

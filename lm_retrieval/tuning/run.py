@@ -33,7 +33,7 @@ from lm_retrieval.training.run import check_resumable
 from lm_retrieval.training.trainer import Position, Trainer, TrainingResult
 from lm_retrieval.tuning.material import Material, gather
 from lm_retrieval.tuning.start import condition_states, taught_pooling, untaught_pooling
-from lm_retrieval.tuning.teachers import AUTO, BlendedTeacher
+from lm_retrieval.tuning.teachers import AUTO
 
 # learned pooling makes the averaging of layers and the whitening superfluous
 _ENCODER = {"pooling": "learned", "layers": "last", "postprocess": "none"}
@@ -194,11 +194,9 @@ def _start_pooling(start: Checkpoint, material: Material, *, words_only: bool) -
 
 def _fitted_pooling(start: Checkpoint, material: Material) -> LearnedPooling:
     """The start's pooling, fitted to the teacher first where it has none or the teacher was made around it."""
-    pairs, teacher = material.training, material.teacher
-    if start.pooling is not None and not isinstance(teacher, BlendedTeacher):
-        return start.pooling
+    pairs, teacher = material.training, material.fit_to
     if teacher is None:
-        return untaught_pooling(start, [*pairs.queries, *pairs.positives])
+        return start.pooling or untaught_pooling(start, [*pairs.queries, *pairs.positives])
     texts = [*pairs.queries[:_FIT_PAIRS], *pairs.positives[:_FIT_PAIRS]]
     targets = np.concatenate((pairs.query_targets[:_FIT_PAIRS], pairs.document_targets[:_FIT_PAIRS]))
     words = teacher.encode(material.words).astype(np.float32)
