@@ -27,7 +27,7 @@ from lm_retrieval.config import EncoderConfig, RunConfig, load_config
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.models import build_model
-from lm_retrieval.runtime import configure_torch, resolve_dtype
+from lm_retrieval.runtime import configure_torch
 from lm_retrieval.tuning.run import tune
 
 CONFIG = Path(__file__).parent.parent / "configs" / "base-words.toml"
@@ -101,9 +101,8 @@ def starting_point(folder: Path, seed: int, *, pretrained: bool) -> Checkpoint:
 
 def untrained(start: Callable[[], Checkpoint], postprocess: str) -> Encoder:
     """The mean of a language model's hidden states."""
-    checkpoint = start()
-    checkpoint.model.to(resolve_dtype("auto", checkpoint.model.device))
-    return Encoder(checkpoint, config=EncoderConfig(pooling="mean", layers="last", postprocess=postprocess))
+    config = EncoderConfig(pooling="mean", layers="last", postprocess=postprocess)
+    return Encoder(start(), config=config, dtype="auto")
 
 
 def trained(start: Callable[[], Checkpoint], config: RunConfig, pairs: Path, teacher: str) -> Encoder:

@@ -80,7 +80,7 @@ def main(collection: Path, encoders: tuple[str, ...], dtype: Any, count: int, ro
 @torch.inference_mode()
 def padded_vectors(encoder: Encoder, token_ids: list[list[int]]) -> np.ndarray:
     """(N, D) unit vectors, every text padded to 512 tokens."""
-    model, pooling = encoder.checkpoint.model, encoder.checkpoint.pooling
+    model, pooling = encoder.model, encoder.checkpoint.pooling
     assert pooling is not None
     parts = []
     for start in range(0, len(token_ids), BATCH):

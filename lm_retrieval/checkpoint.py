@@ -24,6 +24,8 @@ from lm_retrieval.artifacts import (
 from lm_retrieval.config import RunConfig, parse_config
 from lm_retrieval.errors import CheckpointError, ConfigError, TokenizerError
 from lm_retrieval.models import LanguageModel, LearnedPooling, build_model
+from lm_retrieval.models.precision import from_int8, in_precision, to_int8
+from lm_retrieval.runtime import Precision
 from lm_retrieval.tokenizer import Tokenizer
 
 CONFIG_NAME = "config.json"
@@ -32,6 +34,7 @@ WEIGHTS_NAME = "model.safetensors"
 LAST_WEIGHTS_NAME = "last.safetensors"
 POOLING_NAME = "pooling.safetensors"
 POOLING_DIM = 256
+SCALE_SUFFIX = ".scale"
 KIND = "checkpoint"
 BASE_ENCODER = "lstm-base"
 _PACKAGE = Path(__file__).resolve().parent
@@ -63,8 +66,8 @@ class Checkpoint:
         return self.path.resolve().name
 
     @classmethod
-    def load(cls, path: Path | str, *, device: str = "cpu") -> "Checkpoint":
-        """Reads a checkpoint by its folder or name; the weights are float32, whatever they were stored as.
+    def load(cls, path: Path | str, *, device: str = "cpu", dtype: Precision = "float32") -> "Checkpoint":
+        """Reads a checkpoint by its folder or name; the weights are float32, or `dtype`, whatever they were stored as.
 
         Raises:
             CheckpointError: the folder is missing, damaged, or its weights do not fit its config.
@@ -83,7 +86,7 @@ class Checkpoint:
             pooling = build_pooling(model)
             load_weights(pooling, folder / POOLING_NAME)
             pooling = pooling.to(device).eval()
-        return cls(model.to(device).eval(), tokenizer, config, manifest, folder, pooling)
+        return cls(in_precision(model.to(device).eval(), dtype), tokenizer, config, manifest, folder, pooling)
 
 
 def build_pooling(model: LanguageModel) -> LearnedPooling:
@@ -117,6 +120,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
         except SafetensorError as error:
             raise CheckpointError(f"{path}: damaged weights ({error}); train again or restore the file") from error
     expected = _state(model)
+    for name in [name for name in tensors if name.endswith(SCALE_SUFFIX)]:
+        matrix = name.removesuffix(SCALE_SUFFIX)
+        if matrix in tensors and tensors[matrix].dim() == 2:
+            tensors[matrix] = from_int8(tensors[matrix], tensors.pop(name))
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     wrong = [name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape]
     if missing or unknown or wrong:
@@ -133,8 +140,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def save_weights(model: nn.Module, path: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Writes the model's weights as safetensors, atomically; a tied weight is stored once."""
-    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in _state(model).items()}
+    """Writes the model's weights as safetensors, atomically; a tied weight is stored once.
+
+    Stored as int8, each matrix has its scales beside it and everything else is float16.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _state(model).items():
+        if dtype == torch.int8 and tensor.dim() == 2:
+            tensors[name], tensors[name + SCALE_SUFFIX] = to_int8(tensor)
+        else:
+            tensors[name] = tensor.to(torch.float16 if dtype == torch.int8 else dtype).contiguous()
     with atomic_file(path, "wb") as stream:
         stream.write(save(tensors))
 
@@ -196,6 +211,8 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
         return torch.float32
     with storage_errors(path), safe_open(path, "pt") as tensors:
         names = list(tensors.keys())
+        if any(name.endswith(SCALE_SUFFIX) for name in names):
+            return torch.int8
         return tensors.get_tensor(names[0]).dtype if names else torch.float32
 
 

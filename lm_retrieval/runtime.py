@@ -13,7 +13,7 @@ from lm_retrieval.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 THREADS_VARIABLE = "LMR_THREADS"
 _configured = False
 
@@ -89,10 +89,13 @@ def resolve_dtype(precision: Precision, device: "torch.device") -> "torch.dtype"
     """`auto`: bfloat16 where it is fast, float16 on GPUs without it, float32 elsewhere.
 
     Raises:
-        ConfigError: float16 on a CPU, which has no fast path and in parts no path at all for it.
+        ConfigError: float16 on a CPU, which has no fast path and in parts no path at all for it; int8, which models are
+            stored in but do not compute in.
     """
     import torch
 
+    if precision == "int8":
+        raise ConfigError("models do not compute in int8; use auto, bfloat16 or float32")
     if precision == "float16" and device.type == "cpu":
         raise ConfigError("float16 needs a GPU; on a CPU use bfloat16 or float32")
     if precision != "auto":

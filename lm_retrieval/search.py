@@ -1,6 +1,7 @@
 """Answering queries from an index folder: dense, BM25 or both.
 
-The searcher opens what a query needs and nothing else: BM25 alone loads neither torch nor FAISS.
+The searcher opens what a query needs and nothing else. Short queries are encoded without torch where the index allows
+it; BM25 alone loads no FAISS either.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,8 +22,11 @@ from lm_retrieval.records import Document, Hit, Span
 
 if TYPE_CHECKING:
     from lm_retrieval.encoding.encoder import Encoder
+    from lm_retrieval.encoding.query import QueryEncoder
     from lm_retrieval.index.vectors import VectorIndex
 
+Ranking = dict[int, float]
+"""Rows of documents and their scores, best first."""
 Mode = Literal["dense", "bm25", "hybrid"]
 Fusion = Literal["weighted", "rrf"]
 Rerank = Literal["none", "lm"]
@@ -84,8 +88,7 @@ class Searcher:
         if not query.strip():
             raise ConfigError("the query is empty; type some words")
         options: dict[str, Any] = {"mode": mode, "fusion": fusion, "dense_weight": dense_weight, "rerank": rerank}
-        ranking = self.rank([query], k=k, **options)[0]
-        return self._hits(query, ranking)
+        return self._hits(query, self._rank([query], k=k, **options)[0])
 
     def rank(
         self,
@@ -101,6 +104,21 @@ class Searcher:
 
         The arguments are those of `search`.
         """
+        options: dict[str, Any] = {"mode": mode, "fusion": fusion, "dense_weight": dense_weight, "rerank": rerank}
+        rankings = self._rank(queries, k=k, **options)
+        doc_ids = self._doc_ids
+        return [{doc_ids[row]: score for row, score in ranking.items()} for ranking in rankings]
+
+    def _rank(
+        self,
+        queries: Sequence[str],
+        *,
+        k: int,
+        mode: Mode,
+        fusion: Fusion,
+        dense_weight: float | None,
+        rerank: Rerank,
+    ) -> list[Ranking]:
         if k < 1:
             raise ConfigError(f"k is {k}; it must be at least 1")
         if dense_weight is None:
@@ -108,7 +126,14 @@ class Searcher:
         if not 0 <= dense_weight <= 1:
             raise ConfigError(f"dense_weight is {dense_weight}; it must be between 0 and 1")
         if rerank == "lm":
-            rankings = self.rank(queries, k=max(k, _RERANK_DEPTH), mode=mode, fusion=fusion, dense_weight=dense_weight)
+            rankings = self._rank(
+                queries,
+                k=max(k, _RERANK_DEPTH),
+                mode=mode,
+                fusion=fusion,
+                dense_weight=dense_weight,
+                rerank="none",
+            )
             return [self._by_likelihood(query, ranking, k) for query, ranking in zip(queries, rankings, strict=True)]
         if mode == "bm25":
             return [self._lexical(query, k) for query in queries]
@@ -147,6 +172,15 @@ class Searcher:
         from lm_retrieval.encoding.encoder import Encoder
 
         return Encoder.load(self.folder / "encoder")
+
+    @cached_property
+    def query_encoder(self) -> "QueryEncoder | None":
+        """The same encoder without torch; None where the index does not allow it."""
+        if self._given_encoder is not None or not self.manifest.get("queries_without_torch", False):
+            return None
+        from lm_retrieval.encoding.query import QueryEncoder
+
+        return QueryEncoder(self.folder / "encoder")
 
     @cached_property
     def lexical(self) -> LexicalIndex:
@@ -188,38 +222,45 @@ class Searcher:
 
     # --- ranking -----------------------------------------------------------------------------------------------------
 
-    def _lexical(self, query: str, k: int) -> dict[str, float]:
+    def _lexical(self, query: str, k: int) -> Ranking:
         rows, scores = self.lexical.search(query, k)
-        return {self._doc_ids[row]: float(score) for row, score in zip(rows, scores, strict=True)}
+        return dict(zip(rows.tolist(), scores.tolist(), strict=True))
 
-    def _dense(self, queries: Sequence[str], k: int) -> list[dict[str, float]]:
-        rankings: list[dict[str, float]] = []
+    def _dense(self, queries: Sequence[str], k: int) -> list[Ranking]:
+        rankings: list[Ranking] = []
         for start in range(0, len(queries), _BATCH_QUERIES):
-            vectors = self.encoder.encode(list(queries[start : start + _BATCH_QUERIES]), normalize_embeddings=True)
-            rankings += self._best_chunks(vectors, k)
+            rankings += self._best_chunks(self._vectors_of(queries[start : start + _BATCH_QUERIES]), k)
         return rankings
 
-    def _by_likelihood(self, query: str, ranking: dict[str, float], k: int) -> dict[str, float]:
+    def _vectors_of(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        light = self.query_encoder
+        if light is not None:
+            token_ids = light.tokenizer.encode_batch(queries)
+            if max(map(len, token_ids)) <= light.max_seq_length:
+                return light.encode_tokens(token_ids)
+        return self.encoder.encode(list(queries), normalize_embeddings=True)
+
+    def _by_likelihood(self, query: str, ranking: Ranking, k: int) -> Ranking:
         """The first documents by score and query likelihood, both in 0..1; the others follow in their order."""
         from lm_retrieval.index.likelihood import query_likelihood
 
         first = dict(list(ranking.items())[:_RERANK_DEPTH])
-        checkpoint = self.encoder.checkpoint
-        texts = [self.document(doc_id).content for doc_id in first]
-        likelihoods = query_likelihood(checkpoint.model, tokenizer=checkpoint.tokenizer, query=query, documents=texts)
+        encoder = self.encoder
+        texts = [self._store.document(row).content for row in first]
+        likelihoods = query_likelihood(encoder.model, tokenizer=encoder.tokenizer, query=query, documents=texts)
         likely = dict(zip(first, likelihoods.tolist(), strict=True))
         scores = weighted_sum(first, likely, dense_weight=LIKELIHOOD_WEIGHT)
         ordered = dict(sorted(scores.items(), key=lambda item: -item[1]))
-        rest = [doc_id for doc_id in ranking if doc_id not in first]
-        ordered |= {doc_id: -float(place) for place, doc_id in enumerate(rest, start=1)}
+        rest = [row for row in ranking if row not in first]
+        ordered |= {row: -float(place) for place, row in enumerate(rest, start=1)}
         return dict(list(ordered.items())[:k])
 
-    def _best_chunks(self, vectors: NDArray[np.float32], k: int) -> list[dict[str, float]]:
+    def _best_chunks(self, vectors: NDArray[np.float32], k: int) -> list[Ranking]:
         """Asks for more chunks until `k` different documents are found or there are no more chunks."""
         depth = k
         if self.manifest["chunks"] > self.manifest["documents"]:
             depth = 2 * k
-        results: list[dict[str, float]] = [{} for _ in vectors]
+        results: list[Ranking] = [{} for _ in vectors]
         open_queries = list(range(len(vectors)))
         while open_queries:
             found = self.vectors.search(vectors[open_queries], depth)
@@ -232,25 +273,24 @@ class Searcher:
             depth *= 4
         return results
 
-    def _by_document(self, rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> dict[str, float]:
+    def _by_document(self, rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Ranking:
         documents = self._chunks[rows, 0]
         _, first = np.unique(documents, return_index=True)
         best = np.sort(first)[:k]
-        return {self._doc_ids[documents[place]]: float(scores[place]) for place in best}
+        return dict(zip(documents[best].tolist(), scores[best].tolist(), strict=True))
 
     # --- hits --------------------------------------------------------------------------------------------------------
 
-    def _hits(self, query: str, ranking: dict[str, float]) -> list[Hit]:
+    def _hits(self, query: str, ranking: Ranking) -> list[Hit]:
         analyzer = self.lexical.analyzer
         terms = frozenset(analyzer.terms(query))
         hits = []
-        for rank, (doc_id, score) in enumerate(ranking.items(), start=1):
-            row = self._rows[doc_id]
+        for rank, (row, score) in enumerate(ranking.items(), start=1):
             document = self._store.document(row)
             passage = best_chunk(document.content, self._spans(row), terms=terms, analyzer=analyzer)
             body = Span(min(max(passage.start, _title_length(document)), passage.end), passage.end)
             snippet, highlights = cut_snippet(document.content, body, terms=terms, analyzer=analyzer)
-            hits.append(Hit(rank, doc_id, score, document.title, snippet, passage, highlights))
+            hits.append(Hit(rank, document.doc_id, score, document.title, snippet, passage, highlights))
         return hits
 
     def _spans(self, row: int) -> list[Span]:

@@ -71,7 +71,7 @@ def measure_speed(encoder: Encoder, *, texts: Sequence[str] | None = None, secon
     chosen = list(texts) if texts is not None else [doc.content for doc in islice(python_docs(), _BUILT_IN_TEXTS)]
     if not any(text.strip() for text in chosen):
         raise CorpusError("no text to measure with; give a corpus with text")
-    model = encoder.checkpoint.model
+    model = encoder.model
     dtype = next(model.parameters()).dtype
     peak = matrix_gflops(dtype, model.device)
     reset_peak_memory()

@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sentencepiece
 from numpy.typing import NDArray
 
 from lm_retrieval.artifacts import atomic_file, sha256_bytes, storage_errors
-from lm_retrieval.config import TokenizerConfig
 from lm_retrieval.errors import TokenizerError
+
+if TYPE_CHECKING:
+    from lm_retrieval.config import TokenizerConfig
 
 _SPACE = "\u2581"  # SentencePiece's visible space; in a text it is an ordinary character and goes in as bytes
 _MAX_PIECE_CHARACTERS = 512  # SentencePiece needs memory for every character of what it encodes at once
@@ -72,7 +74,7 @@ class Tokenizer:
             raise TokenizerError(f"{path}: {error}") from error
 
     @classmethod
-    def train(cls, texts: Iterable[str], config: TokenizerConfig | None = None) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], config: "TokenizerConfig | None" = None) -> "Tokenizer":
         """Trains on an iterable of texts; the same texts give the same tokenizer.
 
         A vocabulary larger than the texts support is made smaller; compare `vocab_size` with what was asked for.
@@ -80,6 +82,8 @@ class Tokenizer:
         Raises:
             TokenizerError: there is no text, or the vocabulary is too small for the characters.
         """
+        from lm_retrieval.config import TokenizerConfig
+
         config = config or TokenizerConfig()
         lines = _sample_lines(texts, config.max_training_bytes)
         if not lines:
@@ -162,7 +166,7 @@ class _WordCache(dict[str, tuple[int, ...]]):
         return token_ids
 
 
-def _train(lines: list[str], config: TokenizerConfig, vocab_size: int) -> bytes:
+def _train(lines: list[str], config: "TokenizerConfig", vocab_size: int) -> bytes:
     buffer = io.BytesIO()
     folded = config.normalizer != "identity"
     sentencepiece.SentencePieceTrainer.train(

@@ -71,7 +71,7 @@ def test_the_commands_are_those_that_scripts_rely_on() -> None:
     expected = (
         "corpus build, corpus import, corpus info, tokenizer train, tokenizer encode, tokenizer decode, "
         "tokenizer info, train, tune, perplexity, generate, compare, embed, index, search, evaluate, report, bench, "
-        "info"
+        "quantize, info"
     )
     assert sorted(" ".join(command) for command in commands()) == sorted(expected.split(", "))
 

@@ -25,6 +25,7 @@ _COMMANDS = {
     "evaluate": "evaluate:evaluate",
     "report": "evaluate:report",
     "bench": "bench:bench",
+    "quantize": "info:quantize",
     "info": "info:info",
 }
 

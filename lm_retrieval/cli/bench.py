@@ -1,6 +1,7 @@
 """`lmr bench`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -9,6 +10,7 @@ from lm_retrieval.cli.options import (
     Command,
     corpus_options,
     device_option,
+    dtype_option,
     echo_facts,
     echo_json,
     format_option,
@@ -20,13 +22,7 @@ from lm_retrieval.cli.options import (
 @click.argument("encoder", default="lstm-base")
 @click.option("--corpus", "corpus_path", type=PATH, help="Text to encode.  [default: this Python's documentation]")
 @click.option("--seconds", default=15.0, show_default=True, help="How long to encode.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["auto", "float32", "bfloat16"]),
-    default="auto",
-    show_default=True,
-    help="Of the arithmetic; auto is bfloat16 where that is fast. `lmr embed` uses float32.",
-)
+@dtype_option("auto")
 @device_option
 @corpus_options
 @format_option
@@ -34,7 +30,7 @@ def bench(
     encoder: str,
     corpus_path: Path | None,
     seconds: float,
-    dtype: str,
+    dtype: Any,
     device: str,
     encoding: str,
     text_column: str | None,
@@ -58,7 +54,7 @@ def bench(
     if corpus_path is not None:
         documents = open_corpus(corpus_path, encoding=encoding, text_column=text_column).documents()
         texts = [document.content for document in islice(documents, 3000)]
-    loaded = Encoder.load(find_checkpoint(encoder), device=device, dtype=dtype)  # type: ignore[arg-type]
+    loaded = Encoder.load(find_checkpoint(encoder), device=device, dtype=dtype)
     speed = measure_speed(loaded, texts=texts, seconds=seconds)
     if output_format == "json":
         echo_json(speed.to_dict())

@@ -1,13 +1,14 @@
 """`lmr evaluate` and `lmr report`."""
 
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lm_retrieval.cli.options import PATH, Command, device_option, echo_json, echo_table
+from lm_retrieval.cli.options import PATH, Command, device_option, dtype_option, echo_json, echo_table
 
 if TYPE_CHECKING:
     from lm_retrieval.corpus import Corpus
@@ -46,6 +47,7 @@ _baseline_option = click.option("--baseline", help="System the others are compar
 @_baseline_option
 @click.option("--output", type=PATH, help=_OUTPUT_HELP)
 @_format_option
+@dtype_option("auto")
 @device_option
 def evaluate(
     corpora: tuple[Path, ...],
@@ -60,6 +62,7 @@ def evaluate(
     baseline: str | None,
     output: Path | None,
     output_format: str,
+    dtype: Any,
     device: str,
 ) -> None:
     """Measure rankings, and whether their differences are real.
@@ -86,7 +89,14 @@ def evaluate(
         found = _score_files(qrels_file, run_files, wanted, baseline)
     else:
         found = _rank_corpora(
-            corpora, encoders, postprocesses, device, _read_runs(run_files), split, known_item, wanted, baseline, rerank
+            corpora,
+            [(name, postprocesses, device, dtype) for name in encoders],
+            _read_runs(run_files),
+            split,
+            known_item,
+            wanted,
+            baseline,
+            rerank,
         )
     _finish(found.report, output, output_format, runs=found.runs)
 
@@ -117,9 +127,7 @@ def report(results: tuple[Path, ...], baseline: str | None, output: Path | None,
 
 def _rank_corpora(
     paths: tuple[Path, ...],
-    encoders: tuple[str, ...],
-    postprocesses: tuple[Any, ...],
-    device: str,
+    encoders: Sequence[tuple[str, Sequence[str], str, Any]],
     runs: "dict[str, Run]",
     split: str,
     known_item: bool,
@@ -133,8 +141,8 @@ def _rank_corpora(
 
     loaded = [
         variant
-        for name in encoders
-        for variant in encoder_variants(find_checkpoint(name), postprocesses=postprocesses, device=device)
+        for name, postprocesses, device, dtype in encoders
+        for variant in encoder_variants(find_checkpoint(name), postprocesses=postprocesses, device=device, dtype=dtype)
     ]
     with ExitStack() as stack:
         if known_item:

@@ -12,6 +12,7 @@ from lm_retrieval.cli.options import (
     Command,
     corpus_options,
     device_option,
+    dtype_option,
     echo_facts,
     echo_json,
     echo_table,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 )
 @click.option("--stride", type=click.IntRange(min=1), help="Step of strided windows.  [default: half a window]")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Windows side by side.")
+@dtype_option("float32")
 @device_option
 @corpus_options
 @format_option
@@ -47,6 +49,7 @@ def perplexity(
     window: int | None,
     stride: int | None,
     batch_size: int,
+    dtype: Any,
     device: str,
     encoding: str,
     text_column: str | None,
@@ -59,7 +62,7 @@ def perplexity(
     from lm_retrieval.corpus import open_corpus
     from lm_retrieval.perplexity import perplexity as measure
 
-    loaded = _load(checkpoint, device)
+    loaded = _load(checkpoint, device, dtype)
     texts = (
         document.content
         for path in paths
@@ -107,6 +110,7 @@ def perplexity(
 @click.option("--stop", "stop_strings", multiple=True, help="End before this text; repeatable.")
 @click.option("--greedy", is_flag=True, help="Always the likeliest token.")
 @click.option("--beams", "num_beams", type=int, help="Beam search with so many beams.")
+@dtype_option("float32")
 @device_option
 @format_option
 def generate(
@@ -116,6 +120,7 @@ def generate(
     interactive: bool,
     preset: str | None,
     greedy: bool,
+    dtype: Any,
     device: str,
     output_format: str,
     **controls: Any,
@@ -136,7 +141,7 @@ def generate(
     texts = _prompts(prompts, prompts_file)
     if not texts and not interactive:
         raise click.UsageError("give --prompt TEXT, --prompts-file FILE, --prompt - or --interactive")
-    models = [_load(name, device) for name in checkpoints]
+    models = [_load(name, device, dtype) for name in checkpoints]
     if interactive:
         while prompt := click.prompt("prompt", default="", show_default=False):
             _continue(models, [prompt], config, output_format)
@@ -192,12 +197,12 @@ def compare(
         click.echo(f"{row.name}: {prompt}{row.sample}")
 
 
-def _load(name: str, device: str) -> "Checkpoint":
+def _load(name: str, device: str, dtype: Any) -> "Checkpoint":
     from lm_retrieval.checkpoint import Checkpoint, find_checkpoint
     from lm_retrieval.runtime import configure_torch, resolve_device
 
     configure_torch()
-    return Checkpoint.load(find_checkpoint(name), device=str(resolve_device(device)))
+    return Checkpoint.load(find_checkpoint(name), device=str(resolve_device(device)), dtype=dtype)
 
 
 def _prompts(prompts: tuple[str, ...], path: Path | None) -> list[str]:

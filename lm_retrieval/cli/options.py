@@ -63,6 +63,17 @@ text_column_option = click.option(
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 
 
+def dtype_option(default: str) -> Callable[[F], F]:
+    """`--dtype`: what a model computes in."""
+    return click.option(
+        "--dtype",
+        type=click.Choice(["auto", "float32", "bfloat16", "float16", "int8"]),
+        default=default,
+        show_default=True,
+        help="Of the arithmetic; auto is bfloat16 where that is fast, int8 rounds the weights to eight bits.",
+    )
+
+
 _set_option = click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override a setting; repeatable."
 )

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option, echo_json, format_option
+from lm_retrieval.cli.options import (
+    PATH,
+    Command,
+    corpus_options,
+    device_option,
+    dtype_option,
+    echo_json,
+    format_option,
+)
 
 if TYPE_CHECKING:
     from lm_retrieval.index.report import BuildReport
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     help="The encoder's share in hybrid search.  [default: calibrated on pseudo-queries from the corpus]",
 )
 @click.option("--rebuild", is_flag=True, help="Encode everything again, also with another encoder than before.")
+@dtype_option("auto")
 @device_option
 @corpus_options
 def embed(
@@ -42,6 +51,7 @@ def embed(
     postprocess: Any,
     dense_weight: float | None,
     rebuild: bool,
+    dtype: Any,
     device: str,
     encoding: str,
     text_column: str | None,
@@ -66,7 +76,7 @@ def embed(
     config = read_config(folder).encoder.model_copy(update={"postprocess": postprocess}) if postprocess else None
     report = build_index(
         opened,
-        encoder=Encoder.load(folder, device=device, config=config),
+        encoder=Encoder.load(folder, device=device, dtype=dtype, config=config),
         output=target,
         factory=factory,
         dense_weight=dense_weight,

@@ -22,11 +22,12 @@ from lm_retrieval.checkpoint import Checkpoint, save_checkpoint, stored_dtype, w
 from lm_retrieval.config import EncoderConfig
 from lm_retrieval.encoding.batching import token_budget_batches
 from lm_retrieval.encoding.pooling import pool
-from lm_retrieval.encoding.transform import Transform, fit_transform
+from lm_retrieval.encoding.transform import Transform, fit_transform, unit_vectors
 from lm_retrieval.errors import CheckpointError, ConfigError
 from lm_retrieval.models import LanguageModel
+from lm_retrieval.models.precision import in_precision
 from lm_retrieval.progress import progress, silent
-from lm_retrieval.runtime import Precision, configure_torch, resolve_device, resolve_dtype
+from lm_retrieval.runtime import Precision, configure_torch, resolve_device
 from lm_retrieval.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -46,13 +47,22 @@ class Encoder:
         dim: length of a vector.
         config: pooling, layers, postprocess, window.
         fitted: False while `config.postprocess` asks for a transform that no corpus has been fitted for.
+        dtype: what the model computes in, as it was asked for.
+        model: the checkpoint's language model, or a copy of it in another dtype.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, config: EncoderConfig | None = None, transform: Transform | None = None
+        self,
+        checkpoint: Checkpoint,
+        *,
+        config: EncoderConfig | None = None,
+        transform: Transform | None = None,
+        dtype: Precision = "float32",
     ) -> None:
         """Wraps a loaded checkpoint; most callers want `Encoder.load`."""
         self.checkpoint = checkpoint
+        self.dtype = dtype
+        self.model = in_precision(checkpoint.model, dtype)
         self.config = config or checkpoint.config.encoder
         self.transform = transform
         self.dim = checkpoint.model.hidden_dim
@@ -80,7 +90,8 @@ class Encoder:
             path: the folder, or the name of one in `checkpoints/` or of a shipped encoder, such as `lstm-base`.
             device: `auto`, `cpu` or `cuda`.
             threads: CPU threads; default LMR_THREADS, then every core the container has.
-            dtype: of weights and activations; vectors are float32 in any case.
+            dtype: of the model's weights and activations; `auto` is bfloat16 where that is fast. `int8` rounds the
+                weights to eight bits and computes as `auto`. Pooling and vectors are float32 in any case.
             config: replaces the checkpoint's encoder section; a stored transform is then not used.
 
         Raises:
@@ -90,10 +101,7 @@ class Encoder:
         configure_torch(threads)
         target = resolve_device(device)
         checkpoint = Checkpoint.load(path, device=str(target))
-        for part in (checkpoint.model, checkpoint.pooling):
-            if part is not None:
-                part.to(resolve_dtype(dtype, target))
-        encoder = cls(checkpoint, config=config)
+        encoder = cls(checkpoint, config=config, dtype=dtype)
         if config is None:
             encoder.transform = _load_transform(checkpoint.path / TRANSFORM_NAME, encoder.dim)
         return encoder
@@ -197,7 +205,7 @@ class Encoder:
 
     def similarity(self, first: Vectors, second: Vectors) -> Vectors:
         """(N, D), (M, D) → (N, M) cosine similarities."""
-        return _unit(np.atleast_2d(first)) @ _unit(np.atleast_2d(second)).T
+        return unit_vectors(np.atleast_2d(first)) @ unit_vectors(np.atleast_2d(second)).T
 
     def encode_tokens(
         self,
@@ -221,7 +229,7 @@ class Encoder:
             vectors = self.transform(vectors)
             vectors[~filled] = 0
         normalize = self.config.normalize if normalize_embeddings is None else normalize_embeddings
-        return np.ascontiguousarray(_unit(vectors) if normalize else vectors, dtype=np.float32)
+        return np.ascontiguousarray(unit_vectors(vectors) if normalize else vectors, dtype=np.float32)
 
     def fit(self, texts: Iterable[str]) -> "Encoder":
         """An encoder whose transform is fitted on these texts; this one stays as it is.
@@ -242,10 +250,15 @@ class Encoder:
             for start in range(0, len(sample), _FIT_BATCH)
         )
         transform = fit_transform(batches, method=self.config.postprocess)
-        return Encoder(self.checkpoint, config=self.config, transform=transform)
+        return Encoder(self.checkpoint, config=self.config, transform=transform, dtype=self.dtype)
 
-    def save(self, path: Path | str) -> None:
+    def save(self, path: Path | str, *, dtype: torch.dtype | None = None) -> None:
         """Writes the encoder as a checkpoint folder that `Encoder.load` and every command read.
+
+        Args:
+            path: the folder.
+            dtype: what the weights are stored as: torch.float32, torch.float16 or torch.int8; by default what the
+                checkpoint's are.
 
         Raises:
             StorageError: the file system refused.
@@ -267,7 +280,7 @@ class Encoder:
             tokenizer=checkpoint.tokenizer,
             pooling=checkpoint.pooling,
             config=checkpoint.config.model_copy(update={"encoder": self.config}),
-            dtype=stored_dtype(checkpoint),
+            dtype=dtype or stored_dtype(checkpoint),
             summary={key: value for key, value in checkpoint.manifest.items() if key not in facts},
         )
 
@@ -283,7 +296,7 @@ class Encoder:
         windows, owners = self._windows(token_ids)
         lengths = np.fromiter((len(ids) for ids in windows), dtype=np.int64, count=len(windows))
         batches = token_budget_batches(lengths, max_batch_tokens=max_batch_tokens, max_batch_size=batch_size)
-        device = self.checkpoint.model.device
+        device = self.model.device
         pooled = torch.zeros(len(windows), self.dim, device=device)
         with progress("encoding", total=len(windows)) if show_progress else nullcontext(silent) as advance:
             for places in batches:
@@ -295,7 +308,7 @@ class Encoder:
 
     def _pool_batch(self, windows: list[Any], lengths: NDArray[np.int64], places: NDArray[np.int64]) -> torch.Tensor:
         """Pads to the longest of the batch and pools: (B, D) float32 on the device."""
-        device = self.checkpoint.model.device
+        device = self.model.device
         padded = np.zeros((len(places), int(lengths[places[0]])), dtype=np.int64)
         for row, place in enumerate(places):
             padded[row, : lengths[place]] = windows[place]
@@ -303,7 +316,7 @@ class Encoder:
         if device.type == "cuda":
             ids, counts = ids.pin_memory(), counts.pin_memory()
         ids, counts = ids.to(device, non_blocking=True), counts.to(device, non_blocking=True)
-        output = self.checkpoint.model(ids)
+        output = self.model(ids)
         hidden = output.hidden  # (B, T, D)
         if self._learned is not None:
             return torch.as_tensor(self._learned(hidden, ids, counts))
@@ -362,11 +375,6 @@ def _sample(token_ids: Iterable[Sequence[int]], wanted: int) -> list[Sequence[in
         elif (place := generator.randrange(seen + 1)) < wanted:
             kept[place] = ids
     return kept
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)
 
 
 def _embedding_dim(model: LanguageModel) -> int:

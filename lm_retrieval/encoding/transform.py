@@ -5,12 +5,15 @@ Shapes: N vectors, D dimensions.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lm_retrieval.config import Postprocess
 from lm_retrieval.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lm_retrieval.config import Postprocess
 
 Vectors = NDArray[np.float32]
 
@@ -40,7 +43,7 @@ class Transform:
         return self.mean.tobytes() + (b"" if self.matrix is None else self.matrix.tobytes())
 
 
-def fit_transform(batches: Iterable[Vectors], *, method: Postprocess) -> Transform | None:
+def fit_transform(batches: Iterable[Vectors], *, method: "Postprocess") -> Transform | None:
     """Fits centring or whitening (Su et al., 2021, arXiv:2103.15316) in one streaming pass; None for `none`.
 
     Raises:
@@ -68,3 +71,9 @@ def fit_transform(batches: Iterable[Vectors], *, method: Postprocess) -> Transfo
     values = np.maximum(values, 0)
     scales = 1 / np.sqrt(values + _SHRINKAGE * values.mean() + 1e-12)
     return Transform(mean.astype(np.float32), (directions * scales).astype(np.float32))
+
+
+def unit_vectors(vectors: Vectors) -> Vectors:
+    """(N, D) vectors scaled to length 1; the zero vector stays."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms > 0, norms, 1), np.float32)

@@ -7,6 +7,7 @@ the new one is whole, and a killed run finds its finished shards again.
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lm_retrieval.artifacts import (
 from lm_retrieval.corpus import Corpus
 from lm_retrieval.corpus.chunking import Chunk, chunk_text
 from lm_retrieval.encoding.encoder import Encoder
+from lm_retrieval.encoding.query import QueryEncoder
 from lm_retrieval.errors import ConfigError, CorpusError, IndexFormatError, LmRetrievalError, MismatchError
 from lm_retrieval.index import vectors
 from lm_retrieval.index.calibration import calibrate
@@ -50,6 +52,9 @@ LEXICAL_NAME = "lexical"
 CHUNKS_NAME = "chunks.npy"
 _PLAN_NAME = "plan.json"
 SHARD_CHUNKS = 4096
+_PROBES = 32
+_PROBE_CHARACTERS = 120
+_SAME_VECTOR = 1e-4
 _CALIBRATE_AGAIN = 0.1  # share of chunks that are new since the weight was calibrated
 _WEIGHT_KEYS = ("dense_weight", "dense_weight_source")
 
@@ -153,7 +158,8 @@ class _Build:
             LexicalIndex.build(document.content for document in store.documents()).save(self.staging / LEXICAL_NAME)
         with self._clock("calibrate"):
             weight = self._weight(store)
-        write_manifest(self.staging, kind=KIND, content=self._facts() | weight)
+        light = {"queries_without_torch": _same_without_torch(self.encoder, self.staging / ENCODER_NAME, store)}
+        write_manifest(self.staging, kind=KIND, content=self._facts() | weight | light)
         replace_folder(self.staging, self.output)
         with storage_errors(self.output):
             (self.output / _PLAN_NAME).unlink()
@@ -239,10 +245,10 @@ class _Build:
         return self._reload(saved, encoder)
 
     def _reload(self, path: Path, encoder: Encoder) -> Encoder:
-        """The stored encoder on the given one's device and dtype, under the given one's name."""
-        device = encoder.checkpoint.model.device
+        """The given encoder with the stored one's settings and transform."""
+        device = encoder.model.device
         stored = Encoder.load(path, device=str(device))
-        return Encoder(encoder.checkpoint, config=stored.config, transform=stored.transform)
+        return Encoder(encoder.checkpoint, config=stored.config, transform=stored.transform, dtype=encoder.dtype)
 
     def _plan(self) -> Any:
         path = self.staging / _PLAN_NAME
@@ -359,6 +365,18 @@ def _build_vectors(folder: Path, store: Store, dim: int, report: BuildReport) ->
     vectors.build(path, shards=store.vector_shards, count=count, dim=dim, factory=report.factory)
     exact = report.factory == vectors.EXACT
     report.recall_at_10 = 1.0 if exact else vectors.recall(path, shards=store.vector_shards, count=count)
+
+
+def _same_without_torch(encoder: Encoder, saved: Path, store: Store) -> bool:
+    """Whether queries can be encoded without torch: the beginnings of some documents get the same vectors."""
+    if not QueryEncoder.supports(encoder.checkpoint.config.model.type):
+        return False
+    exact = Encoder(encoder.checkpoint, config=encoder.config, transform=encoder.transform)
+    texts = [document.content[:_PROBE_CHARACTERS] for document in islice(store.documents(), _PROBES)]
+    light = QueryEncoder(saved)
+    fitting = [ids for ids in light.tokenizer.encode_batch(texts) if len(ids) <= light.max_seq_length]
+    expected = exact.encode_tokens(fitting, normalize_embeddings=True)
+    return bool(np.abs(light.encode_tokens(fitting) - expected).max() <= _SAME_VECTOR)
 
 
 def _same_encoder(manifest: dict[str, Any], encoder: Encoder) -> bool:

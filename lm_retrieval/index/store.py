@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow
 import pyarrow.ipc
-import pyarrow.parquet
 from numpy.typing import NDArray
 
 from lm_retrieval.artifacts import atomic_file, storage_errors
@@ -107,9 +106,11 @@ def write_shard(folder: Path, number: int, shard: Shard) -> None:
             "vector": vectors,
         }
     )
+    from pyarrow import parquet  # a query reads none, and it takes time to load
+
     with atomic_file(_embeddings_path(folder, number), "wb") as stream:
         # vectors do not compress, and plain pages are read fastest
-        pyarrow.parquet.write_table(table, stream, compression="none", use_dictionary=["doc_id"])
+        parquet.write_table(table, stream, compression="none", use_dictionary=["doc_id"])
 
 
 def drop_shards_from(folder: Path, number: int) -> None:
@@ -182,10 +183,12 @@ class Store:
         return np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(-1, dim)
 
     def _read_embeddings(self, number: int, columns: list[str]) -> Any:
+        from pyarrow import parquet
+
         path = _embeddings_path(self.folder, number)
         with storage_errors(path):
             try:
-                table = pyarrow.parquet.read_table(path, columns=columns)
+                table = parquet.read_table(path, columns=columns)
             except (pyarrow.ArrowInvalid, pyarrow.ArrowException) as error:
                 raise IndexFormatError(
                     f"{path}: damaged or truncated shard ({error}); run `lmr embed` again"
