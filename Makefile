@@ -39,8 +39,12 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.core
-	$(BIN)/python benchmarks/memory.py --quick
+# the quick form of every table; the full ones are in README, each with its command
+bench: $(VENV)/.dev
+	@for name in tokenizing encode padding train search growth "precision --text README.md" generate; do \
+	    set -- $$name; script=$$1; shift; echo; echo "== $$script"; \
+	    case $$script in generate) corpus= ;; *) corpus=corpora/python-docs ;; esac; \
+	    $(BIN)/python benchmarks/$$script.py --quick "$$@" $$corpus || exit 1; done
 
 # three stages: language model, token vectors, everything; TEACHER is the folder of a sentence-transformers model
 base-lstm base-transformer: base-%: $(VENV)/.core

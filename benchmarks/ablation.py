@@ -20,7 +20,8 @@ from typing import Any
 
 import click
 import torch
-from quality import dense_row, spread, stored_rows, write_results
+from common import spread, stored_rows, write_results
+from quality import dense_row
 
 from lm_retrieval.checkpoint import Checkpoint, find_checkpoint
 from lm_retrieval.config import EncoderConfig, RunConfig, load_config

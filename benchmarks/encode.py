@@ -3,38 +3,40 @@
     python benchmarks/encode.py --encoder lstm-base --encoder transformer-base \
         --sentence-transformer MiniLM=path/to/all-MiniLM-L6-v2 nfcorpus
 
-Two kinds of text: documents, and short ones (titles and queries). All systems encode the same texts, in turns, so that
-whatever else the machine does strikes all of them; each figure is the median of the rounds. Tokenizing included. Writes
-benchmarks/results/encode.json and prints the Markdown table; the first peer is what the ratios refer to.
+Two kinds of text: documents, and short ones (titles and queries). All systems encode the same texts, tokenizing
+included, in turns; each figure is the median of the rounds. The first peer is what the ratios refer to. A second table
+gives what is left of the processor: the matrix products of real tokens against one large matrix product in the same
+dtype. On a machine with a GPU everything runs there. Writes benchmarks/results/encode.json.
 """
 
-import random
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-from quality import write_results
+from common import in_turns, print_rows, quick_option, texts_by_kind, write_results
 
 from lm_retrieval.checkpoint import find_checkpoint
-from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.runtime import configure_torch
+from lm_retrieval.runtime import configure_torch, resolve_device
+from lm_retrieval.speed import measure_speed
 
 Encode = Callable[[list[str]], Any]
 
 
 @click.command()
 @click.argument("collection", type=click.Path(path_type=Path, exists=True))
-@click.option("--encoder", "encoders", multiple=True, default=["lstm-base"])
+@click.option("--encoder", "encoders", multiple=True, default=["lstm-base", "transformer-base"])
 @click.option("--dtype", "dtypes", multiple=True, default=["float32", "bfloat16"])
 @click.option("--sentence-transformer", "peers", multiple=True, metavar="NAME=PATH", help="A peer; repeatable.")
-@click.option("--documents", default=256, help="Texts of each kind that a peer encodes.")
-@click.option("--factor", default=8, help="Our encoders get so many times more, for a round long enough to time.")
+@click.option("--documents", default=64, help="Texts of each kind that a peer encodes.")
+@click.option("--factor", default=16, help="Our encoders get so many times more, for a round long enough to time.")
 @click.option("--rounds", default=5)
+@click.option("--seconds", default=8.0, help="How long each encoder is measured for its share of the peak.")
 @click.option("--threads", type=int, default=None)
+@quick_option
 def main(
     collection: Path,
     encoders: tuple[str, ...],
@@ -43,69 +45,89 @@ def main(
     documents: int,
     factor: int,
     rounds: int,
+    seconds: float,
     threads: int | None,
+    quick: bool,
 ) -> None:
     """Times all systems in turns."""
+    if quick:
+        documents, factor, rounds, seconds = 8, 2, 1, 0.1
     configure_torch(threads)
-    corpus = open_corpus(collection)
-    long = [document.text for document in corpus.documents() if document.text]
-    short = [document.title for document in corpus.documents() if document.title]
-    short += [query.text for query in corpus.queries()]
-    random.Random(0).shuffle(long)
-    random.Random(0).shuffle(short)
+    kinds = texts_by_kind(collection)
+    loaded = [
+        Encoder.load(find_checkpoint(name), dtype=dtype, threads=threads) for name in encoders for dtype in dtypes
+    ]
     systems: dict[str, tuple[Encode, int]] = {}
     for peer in peers:
         name, _, folder = peer.partition("=")
-        for dtype in ("float32", "bfloat16"):
-            systems[f"{name} {dtype}"] = (_peer(folder, dtype), documents)
-    for name in encoders:
         for dtype in dtypes:
-            encoder = Encoder.load(find_checkpoint(name), dtype=dtype, threads=threads)
-            systems[f"{name} {dtype}"] = (encoder.encode, documents * factor)
-    rows = []
-    for kind, texts in (("documents", long), ("short texts", short)):
-        characters = sum(map(len, texts)) / len(texts)
-        times = _timed(systems, texts, rounds)
-        first = next(iter(systems))
-        for name, rates in times.items():
-            rows.append(
-                {
-                    "texts": kind,
-                    "mean_characters": round(characters),
-                    "system": name,
-                    "per_second": round(statistics.median(rates), 1),
-                    "slowest": round(min(rates), 1),
-                    "fastest": round(max(rates), 1),
-                    "ratio": round(statistics.median(rates) / statistics.median(times[first]), 1),
-                }
+            systems[f"{name} {dtype}"] = (_peer(folder, dtype), documents)
+    for encoder in loaded:
+        systems[f"{encoder.name} {encoder.dtype}"] = (encoder.encode, documents * factor)
+    rows = [row for kind, texts in kinds.items() for row in _rates(kind, texts, systems, rounds)]
+    shares = [_share(encoder, kind, texts[:1024], seconds) for encoder in loaded for kind, texts in kinds.items()]
+    facts = {"collection": collection.name, "device": str(resolve_device()), "rounds": rounds}
+    write_results("encode", {**facts, "rows": rows, "share_of_peak": shares}, quick=quick)
+    first = next(iter(systems))
+    print_rows(
+        ["texts", "system", "texts/s (slowest to fastest round)", f"ratio to {first}"],
+        [
+            (
+                f"{row['texts']}, {row['mean_characters']} characters",
+                row["system"],
+                f"{row['per_second']:,.0f} ({row['slowest']:,.0f} to {row['fastest']:,.0f})",
+                f"{row['ratio']:.1f}",
             )
-    write_results("encode", {"collection": corpus.name, "rounds": rounds, "rows": rows})
-    print(f"| texts | system | texts/s (slowest to fastest round) | ratio to {next(iter(systems))} |")
-    print("|---|---|--:|--:|")
-    for row in rows:
-        rate = f"{row['per_second']:,.0f} ({row['slowest']:,.0f} to {row['fastest']:,.0f})"
-        print(
-            f"| {row['texts']}, {row['mean_characters']} characters | {row['system']} | {rate} | {row['ratio']:.1f} |"
-        )
+            for row in rows
+        ],
+        left=2,
+    )
+    print()
+    print_rows(
+        ["encoder", "texts", "tokens/s", "tokenizing", "matrix product, GFLOP/s", "share of it"],
+        [
+            (
+                f"{row['encoder']} {row['dtype']}",
+                row["kind"],
+                f"{row['tokens_per_second']:,.0f}",
+                f"{row['tokenizing_share']:.0%}",
+                f"{row['peak_gflops']:,.0f}",
+                f"{row['share_of_peak']:.0%}",
+            )
+            for row in shares
+        ],
+        left=2,
+    )
 
 
-def _timed(systems: dict[str, tuple[Encode, int]], texts: list[str], rounds: int) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {name: [] for name in systems}
-    for number in range(rounds + 1):
-        for name, (encode, count) in systems.items():
-            chosen = texts[:count]
-            started = time.perf_counter()
-            encode(chosen)
-            if number:  # the first round warms up
-                rates[name].append(len(chosen) / (time.perf_counter() - started))
-    return rates
+def _rates(kind: str, texts: list[str], systems: dict[str, tuple[Encode, int]], rounds: int) -> list[dict[str, Any]]:
+    chosen = {name: texts[:count] for name, (_, count) in systems.items()}
+    ways = {name: partial(encode, chosen[name]) for name, (encode, _) in systems.items()}
+    rates = {name: [len(chosen[name]) / s for s in seconds] for name, seconds in in_turns(ways, rounds=rounds).items()}
+    first = statistics.median(next(iter(rates.values())))
+    return [
+        {
+            "texts": kind,
+            "mean_characters": round(sum(map(len, texts)) / len(texts)),
+            "system": name,
+            "per_second": round(statistics.median(values), 1),
+            "slowest": round(min(values), 1),
+            "fastest": round(max(values), 1),
+            "ratio": round(statistics.median(values) / first, 1),
+        }
+        for name, values in rates.items()
+    ]
+
+
+def _share(encoder: Encoder, kind: str, texts: list[str], seconds: float) -> dict[str, Any]:
+    return {"kind": kind, **measure_speed(encoder, texts=texts, seconds=seconds).to_dict()}
 
 
 def _peer(folder: str, dtype: str) -> Encode:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(folder, device="cpu", local_files_only=True).to(getattr(torch, dtype))
+    model = SentenceTransformer(folder, device=str(resolve_device()), local_files_only=True).to(getattr(torch, dtype))
     return lambda texts: model.encode(texts, show_progress_bar=False, normalize_embeddings=True, convert_to_tensor=True)
 
 

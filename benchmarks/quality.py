@@ -8,8 +8,6 @@ may carry a postprocess (`name:none`, `name:center`, `name:whiten`) to be used i
 benchmarks/results/RESULTS.json and prints the Markdown table.
 """
 
-import json
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 import click
 import numpy as np
+from common import print_rows, quick_option, write_results
 from numpy.typing import NDArray
 
 from lm_retrieval.checkpoint import find_checkpoint
@@ -28,7 +27,6 @@ from lm_retrieval.experiment import DEPTH, encoder_variants, run_experiment
 from lm_retrieval.runtime import configure_torch
 from lm_retrieval.training.teacher import CachedTeacher, SentenceTransformerTeacher
 
-RESULTS = Path(__file__).parent / "results"
 TEACHERS = Path("checkpoints") / ".peers"
 Rows = dict[str, dict[str, float]]
 
@@ -40,6 +38,7 @@ Rows = dict[str, dict[str, float]]
 @click.option("--rerank", is_flag=True, help="Also hybrid reordered by each encoder's language model.")
 @click.option("--split", default="test")
 @click.option("--results", default="quality", help="Name of the JSON file.")
+@quick_option
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", help="of the encoders' arithmetic"
 )
@@ -50,6 +49,7 @@ def main(
     rerank: bool,
     split: str,
     results: str,
+    quick: bool,
     dtype: Any,
 ) -> None:
     """Evaluates every collection and prints one table."""
@@ -65,7 +65,7 @@ def main(
             rows[f"dense:{name}"] = peer_row(corpus, Path(folder), split)
         columns[part.name] = rows
         click.echo(f"{path.name} done in {time.perf_counter() - started:.0f} s", err=True)
-    write_results(results, {"split": split, "dtype": dtype, "measures": columns})
+    write_results(results, {"split": split, "dtype": dtype, "measures": columns}, quick=quick)
     print_table({name: {row: m["nDCG@10"] for row, m in rows.items()} for name, rows in columns.items()})
 
 
@@ -100,34 +100,20 @@ def dense_row(corpus: Corpus, split: str, encode: Callable[[list[str]], NDArray[
     return evaluate(qrels, run, measures=DEFAULT_MEASURES).measures
 
 
-def write_results(name: str, content: Any) -> None:
-    """Writes benchmarks/results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
-
-
-def stored_rows(name: str) -> list[dict[str, Any]]:
-    """The rows that earlier runs left in benchmarks/results/NAME.json."""
-    path = RESULTS / f"{name}.json"
-    return json.loads(path.read_text()) if path.is_file() else []
-
-
-def spread(values: list[float]) -> str:
-    """The median, and the range where there are several."""
-    middle = f"{statistics.median(values):.3f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
-
-
 def print_table(columns: dict[str, dict[str, float]], *, corner: str = "nDCG@10") -> None:
     """Markdown, the best of each column in bold."""
-    print(f"| {corner} | " + " | ".join(columns) + " |")
-    print("|---|" + "--:|" * len(columns))
-    for name in next(iter(columns.values())):
-        cells = [
-            f"**{column[name]:.3f}**" if column[name] == max(column.values()) else f"{column[name]:.3f}"
-            for column in columns.values()
+    best = {name: max(column.values()) for name, column in columns.items()}
+    rows = [
+        [
+            row,
+            *(
+                f"**{column[row]:.3f}**" if column[row] == best[name] else f"{column[row]:.3f}"
+                for name, column in columns.items()
+            ),
         ]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        for row in next(iter(columns.values()))
+    ]
+    print_rows([corner, *columns], rows)
 
 
 if __name__ == "__main__":

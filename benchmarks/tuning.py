@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from quality import spread, stored_rows, write_results
+from common import spread, stored_rows, write_results
 
 from lm_retrieval.checkpoint import Checkpoint, find_checkpoint
 from lm_retrieval.config import load_config

@@ -1,8 +1,12 @@
 """Words, BM25, LSI, fusion and snippets: against formulas written out here and against scikit-learn."""
 
 import math
+import shutil
+import tempfile
 from collections import Counter
+from pathlib import Path
 
+import bm25s
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -126,6 +130,100 @@ def test_a_saved_index_gives_equal_scores(tmp_path, query):
     np.testing.assert_array_equal(opened.scores(query), index.scores(query))
 
 
+def bm25s_scores(texts: list[str], query: str) -> np.ndarray:
+    """What the library gives for the same terms; it knows no query without terms and no corpus without any."""
+    analyzer = Analyzer()
+    documents, terms = [analyzer.terms(text) for text in texts], analyzer.terms(query)
+    known = {term for document in documents for term in document}
+    if not known.intersection(terms):
+        return np.zeros(len(texts), np.float32)
+    model = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
+    model.index(documents, show_progress=False, create_empty_token=False)
+    return model.get_scores([term for term in terms if term in known])
+
+
+def assert_bm25s(texts: list[str], queries: list[str], folder: Path) -> None:
+    built = LexicalIndex.build(iter(texts))
+    built.save(folder)
+    opened = LexicalIndex.open(folder)
+    assert len(built) == len(opened) == len(texts)
+    for query in queries:
+        expected, found = bm25s_scores(texts, query), built.scores(query)
+        assert (found.dtype, found.shape) == (np.float32, (len(texts),))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+        np.testing.assert_array_equal(opened.scores(query), found)
+        for first, second in zip(opened.search(query, 3), built.search(query, 3), strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+FOREIGN = [
+    "naïve café naïve",
+    "日本語 テキスト 日本語",
+    "δοκιμή κειμένου δοκιμή",
+    "",
+    "ß straße STRASSE",
+    "𝔘𝔫𝔦𝔠𝔬𝔡𝔢 words",
+    "e\u0301tude étude",
+    "zebra \ud800 lone",
+    "a\x00b null\x00null",
+]
+
+
+@pytest.mark.parametrize("texts", [CORPUS, FOREIGN, ["file"], ["", "", "file"], ["", "the"], [], ["one two"] * 5])
+def test_scores_before_saving_and_after_opening_are_those_of_bm25s(tmp_path: Path, texts: list[str]) -> None:
+    repeated = [
+        "file file read file",
+        "zebra zebra unknownterm naïve unknownterm",
+        "日本語 日本語 straße 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 δοκιμή",
+    ]
+    assert_bm25s(texts, [*QUERIES, *repeated, *texts], tmp_path / "bm25")
+
+
+WORDY = st.lists(
+    st.sampled_from(
+        [*"ab0é日", "file", "files", "Read", "the", "zebra", "ÅNGSTRÖM", "𝔘𝔫𝔦", "x" * 40, "0file", "éa", "zz"]
+    ),
+    max_size=12,
+).map(" ".join)
+
+
+@settings(deadline=None, max_examples=60)
+@given(texts=st.lists(WORDY | st.text(max_size=20), max_size=12), query=WORDY | st.text(max_size=20))
+def test_scores_are_those_of_bm25s_whatever_the_text(texts: list[str], query: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        assert_bm25s(texts, [query, " ".join(texts)], Path(folder) / "bm25")
+
+
+def test_a_term_is_found_only_as_a_whole_and_wherever_it_stands_in_the_list(tmp_path: Path) -> None:
+    words = [f"w{number:03}" for number in range(300)]
+    LexicalIndex.build(words).save(tmp_path / "bm25")
+    opened = LexicalIndex.open(tmp_path / "bm25")
+    for row, word in enumerate(words):
+        assert opened.search(word, 9)[0].tolist() == [row]
+    for absent in ("a00", "w", "w0", "w00", "w0000", "w1490", "w299x", "w300", "zz", "ww"):
+        assert not opened.scores(absent).any()
+
+
+def test_an_index_is_opened_without_reading_it_and_stays_readable_when_the_folder_is_replaced(tmp_path: Path) -> None:
+    LexicalIndex.build(CORPUS).save(tmp_path / "bm25")
+    opened = LexicalIndex.open(tmp_path / "bm25")
+    assert isinstance(opened._rows, np.memmap)
+    expected = LexicalIndex.build(CORPUS).scores("read files")
+    (tmp_path / "bm25").rename(tmp_path / "old")
+    LexicalIndex.build(["other text"]).save(tmp_path / "bm25")
+    shutil.rmtree(tmp_path / "old")
+    np.testing.assert_array_equal(opened.scores("read files"), expected)
+
+
+def test_an_index_saved_over_another_one_is_the_new_one(tmp_path: Path) -> None:
+    LexicalIndex.build(CORPUS).save(tmp_path / "bm25")
+    LexicalIndex.build(["zebra", "file zebra"]).save(tmp_path / "bm25")
+    opened = LexicalIndex.open(tmp_path / "bm25")
+    assert len(opened) == 2
+    assert opened.search("file", 5)[0].tolist() == [1]
+    assert not opened.scores("sorted lists").any()
+
+
 def test_the_best_documents_come_first_and_others_not_at_all():
     rows, scores = LexicalIndex.build(CORPUS).search("read files", 10)
     expected = np.array(bm25(CORPUS, "read files"))
@@ -177,6 +275,47 @@ def test_a_missing_or_damaged_index_is_an_error(tmp_path):
             LexicalIndex.open(folder)
         path.write_bytes(content)
     assert len(LexicalIndex.open(folder)) == len(CORPUS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("size.json", b"null"),
+        ("size.json", b"{}"),
+        ("size.json", b'{"documents": 3}'),
+        ("size.json", b""),
+        ("starts.npy", b""),
+        ("starts.npy", np.array(3)),
+        ("starts.npy", np.zeros(0, np.int64)),
+        ("rows.npy", np.zeros(3, np.int32)),
+        ("rows.npy", b"PK junk"),
+        ("weights.npy", np.zeros((2, 2), np.float32)),
+        ("terms.arrow", b"ARROW1"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_an_error(tmp_path: Path, name: str, content: bytes | np.ndarray) -> None:
+    folder = tmp_path / "bm25"
+    LexicalIndex.build(CORPUS).save(folder)
+    if isinstance(content, bytes):
+        (folder / name).write_bytes(content)
+    else:
+        np.save(folder / name, content)
+    with pytest.raises(IndexFormatError, match="run `lmr embed` again"):
+        LexicalIndex.open(folder).scores("read files")
+
+
+@pytest.mark.parametrize("name", ["size.json", "terms.arrow", "starts.npy", "rows.npy", "weights.npy"])
+def test_an_index_with_a_part_missing_or_cut_anywhere_is_an_error(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "bm25"
+    LexicalIndex.build(CORPUS).save(folder)
+    content = (folder / name).read_bytes()
+    for size in range(0, len(content), max(1, len(content) // 40)):
+        (folder / name).write_bytes(content[:size])
+        with pytest.raises(IndexFormatError, match="BM25 index"):
+            LexicalIndex.open(folder)
+    (folder / name).unlink()
+    with pytest.raises(IndexFormatError, match="damaged BM25 index"):
+        LexicalIndex.open(folder)
 
 
 # ---------------------------------------------------------------- top rows

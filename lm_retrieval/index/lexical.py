@@ -1,14 +1,16 @@
 """BM25 over whole documents (Robertson et al., 1994).
 
-bm25s counts and weighs; what it makes is stored as plain arrays and a sorted list of terms, which are memory-mapped: a
-query touches the postings of its own terms and nothing else, and needs neither bm25s nor its imports.
+What a term adds to the score of a document is computed when the index is built (the idea of bm25s, Lù, 2024,
+arXiv:2407.03618) and stored as plain arrays beside a sorted list of terms. All of it is memory-mapped: a query touches
+the postings of its own terms and nothing else.
 
 Shapes: N documents, P postings, V terms.
 """
 
 import json
-import logging
+from array import array
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ K1 = 1.2
 B = 0.75
 _TERMS_NAME = "terms.arrow"
 _ARRAYS = ("starts", "rows", "weights")
+_SORTED_AT_ONCE = 1 << 22  # postings
 
 
 class LexicalIndex:
@@ -56,28 +59,20 @@ class LexicalIndex:
     @classmethod
     def build(cls, texts: Iterable[str]) -> "LexicalIndex":
         """Indexes texts in order; a text without terms keeps its row and is never found."""
-        import bm25s
-
-        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs at debug level unasked
         analyzer = Analyzer()
         vocabulary: dict[str, int] = {}
-        documents = [
-            np.fromiter((vocabulary.setdefault(term, len(vocabulary)) for term in analyzer.terms(text)), np.int32)
-            for text in texts
-        ]
-        terms = sorted(vocabulary)
-        if not terms:
-            return cls([], np.zeros(1, np.int64), np.zeros(0, np.int32), np.zeros(0, np.float32), len(documents))
-        # terms are numbered in sorted order, so that the postings need no second table
-        numbers = np.empty(len(terms), np.int32)
-        numbers[[vocabulary[term] for term in terms]] = np.arange(len(terms), dtype=np.int32)
-        tokens = bm25s.tokenization.Tokenized(
-            ids=[numbers[ids] for ids in documents], vocab={term: place for place, term in enumerate(terms)}
-        )
-        model = bm25s.BM25(k1=K1, b=B, method="lucene")
-        model.index(tokens, create_empty_token=False, show_progress=False)
-        starts, rows, weights = (model.scores[name] for name in ("indptr", "indices", "data"))
-        return cls(terms, starts.astype(np.int64), rows.astype(np.int32), weights.astype(np.float32), len(documents))
+        # postings in document order: numbers in plain arrays, for memory to hold a million documents
+        terms, counts, distinct, lengths = array("i"), array("i"), array("i"), array("i")
+        for text in texts:
+            found = Counter(vocabulary.setdefault(term, len(vocabulary)) for term in analyzer.terms(text))
+            terms.extend(found.keys())
+            counts.extend(found.values())
+            distinct.append(len(found))
+            lengths.append(found.total())
+        names = sorted(vocabulary)
+        order = np.empty(len(names), np.int32)
+        order[[vocabulary[name] for name in names]] = np.arange(len(names), dtype=np.int32)
+        return cls(names, *_weigh(order[_numbers(terms)], *map(_numbers, (counts, distinct, lengths))), len(distinct))
 
     def save(self, folder: Path) -> None:
         """Writes the index into `folder`."""
@@ -129,21 +124,59 @@ class LexicalIndex:
 
 
 class _MappedTerms(Sequence[str]):
-    """A sorted list of terms on disk."""
+    """A sorted list of terms on disk: Arrow's own two buffers, since its scalars take microseconds each."""
 
     def __init__(self, path: Path) -> None:
         import pyarrow
         import pyarrow.ipc
 
         with pyarrow.memory_map(str(path)) as source:
-            batches = pyarrow.ipc.open_file(source).read_all().column(0).chunks
-        self._column: Any = batches[0] if batches else []
+            column = pyarrow.ipc.open_file(source).read_all().column(0).combine_chunks()
+        self._size = len(column)
+        _, starts, letters = column.buffers()
+        self._starts = np.frombuffer(starts, np.int64) if self._size else np.zeros(1, np.int64)
+        self._letters = memoryview(letters) if self._size else memoryview(b"")
 
     def __len__(self) -> int:
-        return len(self._column)
+        return self._size
 
     def __getitem__(self, place: Any) -> Any:
-        return self._column[place].as_py()
+        return str(self._letters[self._starts[place] : self._starts[place + 1]], "utf-8")
+
+
+def _numbers(values: "array[int]") -> NDArray[np.int32]:
+    return np.frombuffer(values, np.int32) if len(values) else np.zeros(0, np.int32)
+
+
+def _weigh(
+    terms: NDArray[np.int32], counts: NDArray[np.int32], distinct: NDArray[np.int32], lengths: NDArray[np.int32]
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """Postings in document order → the same by term, with BM25 weights as Lucene computes them.
+
+    Args:
+        terms: (P,) number of the term, documents in order.
+        counts: (P,) how often it occurs there.
+        distinct: (N,) postings of each document.
+        lengths: (N,) terms of each document.
+    """
+    size = len(distinct)
+    frequencies = np.bincount(terms)  # (V,) documents that have the term
+    starts = np.concatenate(([0], np.cumsum(frequencies))).astype(np.int64)
+    rarity = np.log(1 + (size - frequencies + 0.5) / (frequencies + 0.5))
+    damping = K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-9)) if size else np.zeros(0)
+    documents = np.repeat(np.arange(size, dtype=np.int32), distinct)
+    rows, weights = np.empty(len(terms), np.int32), np.empty(len(terms), np.float32)
+    first = 0
+    while first < len(frequencies):
+        # some terms at a time, so that sorting takes little memory
+        last = max(first + 1, int(np.searchsorted(starts, starts[first] + _SORTED_AT_ONCE, "right")) - 1)
+        places = np.flatnonzero((terms >= first) & (terms < last))
+        places = places[np.argsort(terms[places], kind="stable")]
+        block = slice(starts[first], starts[last])
+        rows[block] = documents[places]
+        weights[block] = rarity[terms[places]] * counts[places] / (counts[places] + damping[rows[block]])
+        first = last
+    return starts, rows, weights
 
 
 def top_rows(scores: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -112,7 +112,8 @@ def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: st
         ) from error
     _set_probes(index)
     with atomic_file(path, "wb") as stream:
-        stream.write(faiss.serialize_index(index).tobytes())
+        # in pieces: a copy of the whole index would double the memory
+        faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]
 
 
 def recall(path: Path, *, shards: VectorShards, count: int, k: int = 10) -> float:
