@@ -3,10 +3,11 @@
     python benchmarks/encode.py --encoder lstm-base --encoder transformer-base \
         --sentence-transformer MiniLM=path/to/all-MiniLM-L6-v2 nfcorpus
 
-Two kinds of text: documents, and short ones (titles and queries). All systems encode the same texts, tokenizing
-included, in turns; each figure is the median of the rounds. The first peer is what the ratios refer to. A second table
-gives what is left of the processor: the matrix products of real tokens against one large matrix product in the same
-dtype. On a machine with a GPU everything runs there. Writes benchmarks/results/encode.json.
+Peers run in float32 (their default), bfloat16 and torch's dynamic int8. Two kinds of text: documents, and short ones
+(titles and queries). All systems encode the same texts, tokenizing included, in turns; each figure is the median of the
+rounds. The first peer is what the ratios refer to. A second table gives what is left of the processor: the matrix
+products of real tokens against one large matrix product in the same dtype. On a machine with a GPU everything runs
+there. Writes benchmarks/results/encode.json.
 """
 
 import statistics
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 from common import in_turns, print_rows, quick_option, texts_by_kind, write_results
 
 from lm_retrieval.checkpoint import find_checkpoint
@@ -60,7 +62,7 @@ def main(
     systems: dict[str, tuple[Encode, int]] = {}
     for peer in peers:
         name, _, folder = peer.partition("=")
-        for dtype in dtypes:
+        for dtype in (*dtypes, "int8"):
             systems[f"{name} {dtype}"] = (_peer(folder, dtype), documents)
     for encoder in loaded:
         systems[f"{encoder.name} {encoder.dtype}"] = (encoder.encode, documents * factor)
@@ -124,10 +126,13 @@ def _share(encoder: Encoder, kind: str, texts: list[str], seconds: float) -> dic
 
 
 def _peer(folder: str, dtype: str) -> Encode:
-    import torch
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(folder, device=str(resolve_device()), local_files_only=True).to(getattr(torch, dtype))
+    model = SentenceTransformer(folder, device=str(resolve_device()), local_files_only=True)
+    if dtype == "int8":  # torch's own: weights and activations of linear layers
+        model = torch.ao.quantization.quantize_dynamic(model.cpu(), {torch.nn.Linear}, dtype=torch.qint8)
+    else:
+        model = model.to(getattr(torch, dtype))
     return lambda texts: model.encode(texts, show_progress_bar=False, normalize_embeddings=True, convert_to_tensor=True)
 
 

@@ -1,10 +1,13 @@
 """The machine underneath: cores the container really has, device, dtype and seeds."""
 
 import os
+import queue
 import random
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 THREADS_VARIABLE = "LMR_THREADS"
 _configured = False
+T = TypeVar("T")
 
 
 def available_cores() -> int:
@@ -131,3 +135,40 @@ def peak_memory_bytes() -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items; a thread makes the next one while the caller works on this one.
+
+    Raises whatever making an item raises, in its turn.
+    """
+    made: queue.Queue[tuple[list[T], BaseException | None]] = queue.Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def put(found: list[T], error: BaseException | None) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                made.put((found, error), timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for item in items:
+                put([item], None)
+                if stopped.is_set():
+                    return
+            put([], None)
+        except BaseException as error:
+            put([], error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            found, error = made.get()
+            if error is not None:
+                raise error
+            if not found:
+                return
+            yield found[0]
+    finally:
+        stopped.set()

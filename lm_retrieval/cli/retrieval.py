@@ -185,9 +185,10 @@ def _echo_report(folder: Path, report: "BuildReport") -> None:
     if report.removed:
         parts.append(f"{report.removed:,} documents removed")
     click.echo(", ".join(parts))
-    total = sum(report.seconds.values()) or 1.0
+    total = report.wall_seconds or 1.0
     stages = sorted(report.seconds.items(), key=lambda item: -item[1])
-    click.echo(f"{total:.1f} s: " + ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in stages))
+    shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in stages)
+    click.echo(f"{total:.1f} s: {shares} (tokenize and write run beside encode)")
     if report.split_documents:
         click.echo(
             f"{report.split_documents:,} documents are longer than one window and were split into chunks", err=True

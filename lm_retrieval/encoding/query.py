@@ -81,7 +81,7 @@ class QueryEncoder:
                 vectors = [self._encode(ids) for ids in token_ids]
             except (SafetensorError, KeyError) as error:
                 raise CheckpointError(f"{self.folder}: damaged weights ({error}); run `lmr embed` again") from error
-        return unit_vectors(np.stack(vectors))
+        return unit_vectors(np.reshape(vectors, (len(token_ids), self._dim)))
 
     def _encode(self, token_ids: NDArray[np.int32]) -> Array:
         if len(token_ids) > self.max_seq_length:

@@ -6,7 +6,9 @@ the new one is whole, and a killed run finds its finished shards again.
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ from lm_retrieval.index.store import (
 )
 from lm_retrieval.progress import progress
 from lm_retrieval.records import Document
+from lm_retrieval.runtime import ahead
 
 KIND = "index"
 ENCODER_NAME = "encoder"
@@ -146,6 +149,7 @@ class _Build:
         self.corpus_digest = CorpusDigest()
 
     def run(self) -> BuildReport:
+        started = time.perf_counter()
         store = self._write_shards()
         report = self.report
         if not report.chunks:
@@ -163,6 +167,7 @@ class _Build:
         replace_folder(self.staging, self.output)
         with storage_errors(self.output):
             (self.output / _PLAN_NAME).unlink()
+        report.wall_seconds = time.perf_counter() - started
         return report
 
     def _weight(self, store: Store) -> dict[str, Any]:
@@ -264,8 +269,10 @@ class _Build:
         cache = VectorCache(self.earlier)
         seen_earlier = 0
         number = 0
-        with progress("embedding") as advance:
-            for documents, chunks in self._groups():
+        # texts are cut and shards written while the encoder works on the shard between them
+        with progress("embedding") as advance, ThreadPoolExecutor(1) as writer:
+            writing: Future[None] | None = None
+            for documents, chunks in ahead(self._groups()):
                 hashes = [content_hash(document) for document in documents]
                 self._count(documents, hashes, chunks)
                 seen_earlier += sum(document.doc_id in cache.ids for document in documents)
@@ -279,13 +286,20 @@ class _Build:
                     shard = Shard(
                         documents, hashes, list(map(spans_of, chunks)), self._encode(cache, documents, hashes, chunks)
                     )
-                    with self._clock("write"):
-                        write_shard(self.staging, number, shard)
+                    if writing is not None:
+                        writing.result()
+                    writing = writer.submit(self._write, number, shard)
                 number += 1
                 advance(size, note=f"{self.report.documents:,} documents, {self.report.chunks:,} chunks")
+            if writing is not None:
+                writing.result()
         drop_shards_from(self.staging, number)
         self.report.removed = len(cache.ids) - seen_earlier
         return Store(self.staging)
+
+    def _write(self, number: int, shard: Shard) -> None:
+        with self._clock("write"):
+            write_shard(self.staging, number, shard)
 
     def _finished_shards(self) -> Store | None:
         try:
@@ -374,9 +388,9 @@ def _same_without_torch(encoder: Encoder, saved: Path, store: Store) -> bool:
     exact = Encoder(encoder.checkpoint, config=encoder.config, transform=encoder.transform)
     texts = [document.content[:_PROBE_CHARACTERS] for document in islice(store.documents(), _PROBES)]
     light = QueryEncoder(saved)
-    fitting = [ids for ids in light.tokenizer.encode_batch(texts) if len(ids) <= light.max_seq_length]
-    expected = exact.encode_tokens(fitting, normalize_embeddings=True)
-    return bool(np.abs(light.encode_tokens(fitting) - expected).max() <= _SAME_VECTOR)
+    probes = [ids[: light.max_seq_length] for ids in light.tokenizer.encode_batch(texts)]
+    expected = exact.encode_tokens(probes, normalize_embeddings=True)
+    return bool(np.abs(light.encode_tokens(probes) - expected).max() <= _SAME_VECTOR)
 
 
 def _same_encoder(manifest: dict[str, Any], encoder: Encoder) -> bool:

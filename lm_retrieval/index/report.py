@@ -1,6 +1,8 @@
 """What building an index did, and how long each stage of it took."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from lm_retrieval.index.calibration import Calibration
@@ -16,6 +18,7 @@ class BuildReport:
         encoded, reused, resumed: chunks that were encoded, taken from the earlier index, or found in a killed run.
         removed: documents of the earlier index that the corpus no longer has.
         split_documents: documents longer than one window, indexed as several chunks.
+        wall_seconds: time of everything; less than the sum of the stages, some of which run side by side.
         seconds: time by stage.
         peak_memory_bytes: largest memory of the process up to the end of each stage's last use.
     """
@@ -32,25 +35,23 @@ class BuildReport:
     factory: str = ""
     recall_at_10: float | None = None
     calibration: Calibration | None = None
+    wall_seconds: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: dict[str, int] = field(default_factory=dict)
 
 
 class Clock:
-    """Adds up wall time by stage: `with clock("encode"): …`."""
+    """Adds up wall time by stage: `with clock("encode"): …`; stages may run side by side in threads."""
 
     def __init__(self, report: BuildReport) -> None:
-        self._report, self._stage, self._started = report, "", 0.0
+        self._report = report
 
-    def __call__(self, stage: str) -> "Clock":
-        self._stage = stage
-        return self
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        elapsed = time.perf_counter() - self._started
-        seconds = self._report.seconds
-        seconds[self._stage] = seconds.get(self._stage, 0.0) + elapsed
-        self._report.peak_memory_bytes[self._stage] = peak_memory_bytes()
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self._report.seconds
+            seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
+            self._report.peak_memory_bytes[stage] = peak_memory_bytes()
