@@ -162,10 +162,10 @@ def test_recall_is_the_share_of_the_exact_neighbours_that_are_found(tmp_path):
     [
         (0, "Flat"),
         (200_000, "Flat"),
-        (200_001, "HNSW32"),
-        (2_000_000, "HNSW32"),
-        (2_000_001, "IVF4096,PQ64"),
-        (4_000_000, "IVF8192,PQ64"),
+        (200_001, "IVF2048,SQ8"),
+        (1_000_000, "IVF4096,SQ8"),
+        (8_000_000, "IVF8192,SQ8"),
+        (8_000_001, "IVF8192,PQ64"),
         (20_000_000, "IVF16384,PQ64"),
     ],
 )
