@@ -122,8 +122,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     expected = _state(model)
     for name in [name for name in tensors if name.endswith(SCALE_SUFFIX)]:
         matrix = name.removesuffix(SCALE_SUFFIX)
-        if matrix in tensors and tensors[matrix].dim() == 2:
+        if matrix in tensors and tensors[matrix].dim() == 2 and tensors[name].shape == tensors[matrix].shape[:1]:
             tensors[matrix] = from_int8(tensors[matrix], tensors.pop(name))
+    if any(tensor.dtype == torch.int8 for tensor in tensors.values()):
+        raise CheckpointError(f"{path}: damaged weights (a scale does not fit); train again or restore the file")
     missing, unknown = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     wrong = [name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape]
     if missing or unknown or wrong:
@@ -221,12 +223,13 @@ def is_checkpoint(path: Path) -> bool:
     return (path / MANIFEST_NAME).is_file() and (path / WEIGHTS_NAME).is_file()
 
 
-def check_output(path: Path, *, resume: bool) -> None:
-    """Raises CheckpointError where a new run would overwrite a checkpoint, or a resumed one has none to go on from."""
+def check_output(path: Path, *, resume: bool = False, resumable: bool = True) -> None:
+    """Raises CheckpointError where a new folder would overwrite another, or a resumed run has none to go on from."""
     if resume and not is_checkpoint(path):
         raise CheckpointError(f"{path}: nothing to resume; run without --resume")
-    if not resume and is_checkpoint(path):
-        raise CheckpointError(f"{path}: holds a checkpoint already; add --resume to go on, or choose another --output")
+    if not resume and (path / MANIFEST_NAME).exists():
+        what, way = ("a checkpoint", "add --resume to go on, or ") if is_checkpoint(path) else ("something else", "")
+        raise CheckpointError(f"{path}: holds {what} already; {way if resumable else ''}choose another --output")
 
 
 def find_checkpoint(name: Path | str, *, folder: Path = Path("checkpoints")) -> Path:

@@ -185,7 +185,13 @@ class Searcher:
     @cached_property
     def lexical(self) -> LexicalIndex:
         """The BM25 part."""
-        return LexicalIndex.open(self.folder / "lexical")
+        index = LexicalIndex.open(self.folder / "lexical")
+        if len(index) != self.manifest["documents"]:
+            raise IndexFormatError(
+                f"{self.folder}: BM25 holds {len(index)} documents, {self.manifest['documents']} are expected; "
+                "run `lmr embed` again"
+            )
+        return index
 
     @cached_property
     def vectors(self) -> "VectorIndex":
@@ -217,7 +223,7 @@ class Searcher:
         with storage_errors(path):
             try:
                 return np.asarray(np.load(path, mmap_mode="r"))
-            except ValueError as error:
+            except (ValueError, EOFError) as error:
                 raise IndexFormatError(f"{path}: damaged; run `lmr embed` again") from error
 
     # --- ranking -----------------------------------------------------------------------------------------------------

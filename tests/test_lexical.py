@@ -194,6 +194,15 @@ def test_scores_are_those_of_bm25s_whatever_the_text(texts: list[str], query: st
         assert_bm25s(texts, [query, " ".join(texts)], Path(folder) / "bm25")
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 30])
+def test_postings_sorted_in_many_pieces_are_those_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr("lm_retrieval.index.lexical._SORTED_AT_ONCE", size)
+    assert_bm25s(CORPUS, QUERIES, tmp_path / "bm25")
+    assert_bm25s(["one two"] * 5 + ["two", "three"], ["one", "two three", "three three"], tmp_path / "other")
+
+
 def test_a_term_is_found_only_as_a_whole_and_wherever_it_stands_in_the_list(tmp_path: Path) -> None:
     words = [f"w{number:03}" for number in range(300)]
     LexicalIndex.build(words).save(tmp_path / "bm25")
@@ -282,7 +291,6 @@ def test_a_missing_or_damaged_index_is_an_error(tmp_path):
     [
         ("size.json", b"null"),
         ("size.json", b"{}"),
-        ("size.json", b'{"documents": 3}'),
         ("size.json", b""),
         ("starts.npy", b""),
         ("starts.npy", np.array(3)),

@@ -173,6 +173,7 @@ def test_names_find_indexes_and_the_newest_is_the_default(
         (lambda folder: (folder / "vectors.faiss").unlink(), "missing"),
         (lambda folder: (folder / "chunks.npy").write_bytes(b"junk"), "damaged"),
         (lambda folder: (folder / "lexical" / "size.json").write_text("?"), "damaged BM25 index"),
+        (lambda folder: (folder / "lexical" / "size.json").write_text('{"documents": 3}'), "BM25 holds 3 documents"),
         (lambda folder: (folder / "lexical" / "terms.arrow").write_text("?"), "damaged BM25 index"),
     ],
 )

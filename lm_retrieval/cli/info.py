@@ -55,7 +55,7 @@ def quantize(checkpoint: str, output: Path) -> None:
     from lm_retrieval.encoding.encoder import Encoder
 
     folder = find_checkpoint(checkpoint)
-    check_output(output, resume=False)
+    check_output(output, resumable=False)
     Encoder.load(folder, device="cpu").save(output, dtype=torch.int8)
     before, after = human_bytes(folder_bytes(folder)), human_bytes(folder_bytes(output))
     click.echo(f"{output}: {after}, from {before}")

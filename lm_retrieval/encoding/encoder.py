@@ -25,7 +25,7 @@ from lm_retrieval.encoding.pooling import pool
 from lm_retrieval.encoding.transform import Transform, fit_transform, unit_vectors
 from lm_retrieval.errors import CheckpointError, ConfigError
 from lm_retrieval.models import LanguageModel
-from lm_retrieval.models.precision import in_precision
+from lm_retrieval.models.precision import in_precision, rounded_to_int8
 from lm_retrieval.progress import progress, silent
 from lm_retrieval.runtime import Precision, configure_torch, resolve_device
 from lm_retrieval.tokenizer import Tokenizer
@@ -69,6 +69,8 @@ class Encoder:
         self._learned = checkpoint.pooling if self.config.pooling == "learned" else None
         if self._learned is not None:
             self.dim = self._learned.dim
+            if dtype == "int8":
+                self._learned = rounded_to_int8(self._learned)
         elif self.config.pooling == "learned":
             raise ConfigError(f"{checkpoint.path}: pooling 'learned' needs an encoder made by `lmr tune`")
         if self.config.layers == "first_last" and _embedding_dim(checkpoint.model) != self.dim:
@@ -90,7 +92,7 @@ class Encoder:
             path: the folder, or the name of one in `checkpoints/` or of a shipped encoder, such as `lstm-base`.
             device: `auto`, `cpu` or `cuda`.
             threads: CPU threads; default LMR_THREADS, then every core the container has.
-            dtype: of the model's weights and activations; `auto` is bfloat16 where that is fast. `int8` rounds the
+            dtype: of the model's weights and activations; `auto` is bfloat16 where that is fast. `int8` rounds all
                 weights to eight bits and computes as `auto`. Pooling and vectors are float32 in any case.
             config: replaces the checkpoint's encoder section; a stored transform is then not used.
 
@@ -272,7 +274,8 @@ class Encoder:
             with atomic_file(folder / TRANSFORM_NAME, "wb") as stream:
                 stream.write(save(tensors))
         else:
-            (folder / TRANSFORM_NAME).unlink(missing_ok=True)
+            with storage_errors(folder):
+                (folder / TRANSFORM_NAME).unlink(missing_ok=True)
         facts = ("kind", "format_version", "lm_retrieval_version", "weights_sha256", "parameters", "dim")
         save_checkpoint(
             folder,

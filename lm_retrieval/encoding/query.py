@@ -27,6 +27,7 @@ Array = NDArray[np.float32]
 
 _NORM_EPSILON = 1e-5
 _SCALE_SUFFIX = ".scale"
+_ADVICE = "restore it, or run `lmr embed CORPUS --encoder NAME --rebuild`"
 
 
 class QueryEncoder:
@@ -51,8 +52,8 @@ class QueryEncoder:
                 self.max_seq_length = int(
                     min(self._config["max_length_tokens"], self._model_config.get("max_length", math.inf))
                 )
-            except (ValueError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{folder}: damaged configuration ({error}); run `lmr embed` again") from error
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"{folder}: damaged configuration ({error}); {_ADVICE}") from error
         self._model = _Weights(folder / "model.safetensors")
 
     @staticmethod
@@ -76,16 +77,17 @@ class QueryEncoder:
             ValueError: a text of more than `max_seq_length` tokens.
             CheckpointError: damaged weights.
         """
+        longest = max(map(len, token_ids), default=0)
+        if longest > self.max_seq_length:
+            raise ValueError(f"{longest} tokens; at most {self.max_seq_length} can be encoded here")
         with storage_errors(self.folder):
             try:
                 vectors = [self._encode(ids) for ids in token_ids]
-            except (SafetensorError, KeyError) as error:
-                raise CheckpointError(f"{self.folder}: damaged weights ({error}); run `lmr embed` again") from error
+            except (SafetensorError, KeyError, ValueError) as error:
+                raise CheckpointError(f"{self.folder}: damaged weights ({error}); {_ADVICE}") from error
         return unit_vectors(np.reshape(vectors, (len(token_ids), self._dim)))
 
     def _encode(self, token_ids: NDArray[np.int32]) -> Array:
-        if len(token_ids) > self.max_seq_length:
-            raise ValueError(f"{len(token_ids)} tokens; at most {self.max_seq_length} can be encoded here")
         if not len(token_ids):
             return np.zeros(self._dim, np.float32)
         embedded, hidden = _STATES[self._model_config["type"]](self._model, self._model_config, token_ids)
@@ -129,11 +131,11 @@ class _Weights:
 
     def __init__(self, path: Path) -> None:
         if not path.is_file():
-            raise CheckpointError(f"{path}: missing; run `lmr embed` again")
+            raise CheckpointError(f"{path}: missing; {_ADVICE}")
         try:
             opened: Any = safe_open(path, "numpy")
         except SafetensorError as error:
-            raise CheckpointError(f"{path}: damaged weights ({error}); run `lmr embed` again") from error
+            raise CheckpointError(f"{path}: damaged weights ({error}); {_ADVICE}") from error
         self._file = opened
         self._names = frozenset(opened.keys())
         self._read: dict[str, Array] = {}
@@ -196,9 +198,9 @@ def _transformer(weights: _Weights, config: dict[str, Any], token_ids: NDArray[n
     if config["positions"] == "learned":
         hidden = hidden + weights.rows("position_embedding.weight", np.arange(length))
     elif config["positions"] == "sinusoidal":
-        hidden = hidden + _sinusoids(length, width)
+        hidden = hidden + _sinusoids(config["max_length"], width)[:length]
     else:
-        rotation = _sinusoids(length, width // config["num_heads"])
+        rotation = _sinusoids(config["max_length"], width // config["num_heads"])[:length]
     pre_norm = config["norm"] == "pre"
     for layer in range(config["num_layers"]):
         block = f"blocks.{layer}"

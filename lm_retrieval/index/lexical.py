@@ -102,7 +102,7 @@ class LexicalIndex:
             terms = _MappedTerms(folder / _TERMS_NAME)
             starts, rows, weights = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
             fits = len(starts) == len(terms) + 1 and int(starts[-1]) == len(rows) == len(weights)
-        except (OSError, ValueError, KeyError, IndexError, EOFError) as error:
+        except (OSError, ValueError, KeyError, IndexError, EOFError, TypeError) as error:
             raise IndexFormatError(f"{folder}: damaged BM25 index ({error}); run `lmr embed` again") from error
         if not fits:
             raise IndexFormatError(f"{folder}: the parts of the BM25 index do not fit; run `lmr embed` again")

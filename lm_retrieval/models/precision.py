@@ -4,12 +4,15 @@ Shapes: R rows, C columns.
 """
 
 import copy
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm_retrieval.models.base import LanguageModel
 from lm_retrieval.runtime import Precision, resolve_dtype
+
+M = TypeVar("M", bound=nn.Module)
 
 _LARGEST = 127
 
@@ -22,7 +25,9 @@ def to_int8(weights: Tensor) -> tuple[Tensor, Tensor]:
     """
     weights = weights.float()
     scales = (weights.abs().amax(1) / _LARGEST).bfloat16().float()
+    scales[scales < torch.finfo(torch.float32).tiny] = 0
     rounded = (weights / scales.clamp(min=torch.finfo(torch.float32).tiny)[:, None]).round()
+    rounded[scales == 0] = 0
     return rounded.clamp(-_LARGEST, _LARGEST).to(torch.int8), scales
 
 
@@ -40,10 +45,14 @@ def in_precision(model: LanguageModel, precision: Precision) -> LanguageModel:
     dtype = resolve_dtype("auto" if precision == "int8" else precision, model.device)
     if precision != "int8" and dtype == next(model.parameters()).dtype:
         return model
-    model = copy.deepcopy(model)
-    if precision == "int8":
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 2:
-                    parameter.copy_(from_int8(*to_int8(parameter)))
-    return model.to(dtype)
+    return (rounded_to_int8(model) if precision == "int8" else copy.deepcopy(model)).to(dtype)
+
+
+def rounded_to_int8(module: M) -> M:
+    """A copy whose matrices have the values they would have if they were stored in eight bits."""
+    module = copy.deepcopy(module)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() == 2:
+                parameter.copy_(from_int8(*to_int8(parameter)))
+    return module
