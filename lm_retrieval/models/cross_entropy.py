@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-_CHUNK_SCORES = 1 << 22  # logits held at once (16 MiB in float32): small enough to stay near the cache
+_CHUNK_SCORES = 1 << 21  # logits held at once (8 MiB in float32): small enough to stay in a CPU's cache
+_GPU_CHUNK_SCORES = 1 << 25
 
 
 def token_nll(hidden: Tensor, targets: Tensor, *, head: nn.Linear | None) -> Tensor:
@@ -21,7 +22,7 @@ def token_nll(hidden: Tensor, targets: Tensor, *, head: nn.Linear | None) -> Ten
             functional.cross_entropy(
                 (hidden[rows] if head is None else head(hidden[rows])).float(), targets[rows], reduction="none"
             )
-            for rows in _chunks(len(targets), width)
+            for rows in _chunks(len(targets), width, hidden.device)
         ]
         return torch.cat(losses) if losses else hidden.new_zeros(0, dtype=torch.float32)
 
@@ -41,10 +42,20 @@ def linear_cross_entropy(hidden: Tensor, targets: Tensor, *, head: nn.Linear | N
     return loss
 
 
-def _chunks(count: int, width: int) -> Iterator[slice]:
-    size = max(1, _CHUNK_SCORES // width)
+def _chunks(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    size = max(1, (_CHUNK_SCORES if device.type == "cpu" else _GPU_CHUNK_SCORES) // width)
     for start in range(0, count, size):
         yield slice(start, start + size)
+
+
+def _nll(probabilities: Tensor, logits: Tensor, picked: Tensor) -> Tensor:
+    """(C, 1) probabilities of the picked tokens → their negative logarithms, also of those too small for a float32."""
+    nll = -probabilities.log()
+    lost = probabilities[:, 0] < torch.finfo(torch.float32).tiny
+    if lost.any():
+        scores = logits[lost].float()
+        nll[lost] = scores.logsumexp(1, keepdim=True) - scores.gather(1, picked[lost])
+    return nll
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -59,18 +70,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            for rows in _chunks(count, len(weight)):
+            for rows in _chunks(count, len(weight), hidden.device):
                 chunk = hidden[rows].to(dtype)  # (C, D)
-                logits = (chunk @ cast_weight.T).float()  # (C, V)
-                if bias is not None:
-                    logits += bias
+                logits = functional.linear(chunk, cast_weight, None if bias is None else bias.to(dtype))  # (C, V)
+                # one exponential per score: the loss is read off the probabilities, which become the gradient of the
+                # summed loss in place; dividing by the count waits until the gradients are float32 again, or float16
+                # would lose the small ones
+                grad = torch.softmax(logits, dim=1, dtype=torch.float32)
                 picked = targets[rows, None]
-                norm = torch.logsumexp(logits, dim=1, keepdim=True)  # (C, 1)
-                total += (norm - logits.gather(1, picked)).sum()
-                # in place: the scores become the gradient of the summed loss; dividing by the count waits until the
-                # gradients are float32 again, or float16 would lose the small ones
-                grad = logits.sub_(norm).exp_()
-                grad.scatter_add_(1, picked, grad.new_full(picked.shape, -1.0))
+                probabilities = grad.gather(1, picked)
+                total += _nll(probabilities, logits, picked).sum()
+                grad.scatter_(1, picked, probabilities - 1)
                 if grad_bias is not None:
                     grad_bias += grad.sum(0)
                 cast_grad = grad.to(dtype)
