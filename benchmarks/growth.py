@@ -27,6 +27,7 @@ from common import RESULTS, print_rows, quick_option, write_results
 
 from lm_retrieval.artifacts import folder_bytes
 from lm_retrieval.corpus import open_corpus
+from lm_retrieval.errors import ConfigError
 from lm_retrieval.index.builder import build_index, rebuild_vectors
 from lm_retrieval.runtime import configure_torch, peak_memory_bytes
 
@@ -70,7 +71,12 @@ def main(
             source, index = home / f"{size}.jsonl", home / f"index-{size}"
             write_pieces(corpus, text_column, source, size)
             row = {"encoder": encoder, **embed_in_process(source, index, encoder, kill=kill)}
-            row["indexes"] = [measure_index(index, factory) for factory in (row["factory"], *factories)]
+            row["indexes"] = [measure_index(index, row["factory"])]
+            for factory in factories:
+                try:
+                    row["indexes"].append(measure_index(index, factory))
+                except ConfigError as error:  # too few vectors for so many cells
+                    click.echo(str(error), err=True)
             click.echo(json.dumps(row), err=True)
             rows.append(row)
             write_results("growth", rows, quick=quick)
