@@ -28,7 +28,7 @@ from common import RESULTS, print_rows, quick_option, write_results
 from lm_retrieval.artifacts import folder_bytes
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.errors import ConfigError
-from lm_retrieval.index.builder import build_index, rebuild_vectors
+from lm_retrieval.index.builder import SHARD_CHUNKS, build_index, rebuild_vectors
 from lm_retrieval.runtime import configure_torch, peak_memory_bytes
 
 PIECE_WORDS = 45
@@ -151,13 +151,13 @@ def embed_in_process(source: Path, index: Path, encoder: str, *, kill: bool) -> 
     """The same in a process of its own; with `kill`, one is killed on the way and another one goes on."""
     command = [sys.executable, __file__, str(source), "--encoder", encoder, "--embed", str(source), str(index)]
     killed_after = 0.0
-    if kill:
-        shards = index.with_name(f".{index.name}.partial") / "embeddings"
-        total = sum(1 for _ in source.open()) // 4096
+    shards = index.with_name(f".{index.name}.partial") / "embeddings"
+    total = sum(1 for _ in source.open()) // SHARD_CHUNKS
+    if kill and total > 1:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         while process.poll() is None:
-            if total > 1 and len(list(shards.glob("part-*.parquet"))) >= total // 2:
+            if len(list(shards.glob("part-*.parquet"))) >= total // 2:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
                 killed_after = time.perf_counter() - started

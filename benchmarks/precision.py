@@ -35,19 +35,26 @@ Run = dict[str, dict[str, float]]
 @click.command()
 @click.argument("collections", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--encoder", "names", multiple=True, default=["lstm-base", "transformer-base"], help="Repeatable.")
+@click.option("--language-model", "language_models", multiple=True, help="For the perplexity.  [default: the encoders]")
 @click.option("--text", type=click.Path(path_type=Path, exists=True), required=True, help="For the perplexity.")
 @click.option("--documents", default=512, help="Texts that are timed.")
 @click.option("--rounds", default=5)
 @quick_option
 def main(
-    collections: tuple[Path, ...], names: tuple[str, ...], text: Path, documents: int, rounds: int, quick: bool
+    collections: tuple[Path, ...],
+    names: tuple[str, ...],
+    language_models: tuple[str, ...],
+    text: Path,
+    documents: int,
+    rounds: int,
+    quick: bool,
 ) -> None:
     """Measures every encoder in every dtype."""
     documents, rounds = (16, 1) if quick else (documents, rounds)
     configure_torch()
     passages = [document.content[: 2000 if quick else None] for document in open_corpus(text).documents()]
     rows = []
-    for name in names:
+    for name, language_model in zip(names, language_models or names, strict=True):
         encoders = {dtype: Encoder.load(find_checkpoint(name), dtype=dtype) for dtype in DTYPES}
         texts = texts_by_kind(collections[0])["documents"][:documents]
         seconds = in_turns({d: partial(encoder.encode, texts) for d, encoder in encoders.items()}, rounds=rounds)
@@ -55,7 +62,7 @@ def main(
         for dtype, encoder in encoders.items():
             scores, runs = _ranked(encoder, collections)
             exact = exact or runs
-            checkpoint = Checkpoint.load(find_checkpoint(name), dtype=dtype)
+            checkpoint = Checkpoint.load(find_checkpoint(language_model), dtype=dtype)
             report = perplexity(checkpoint.model, tokenizer=checkpoint.tokenizer, texts=passages)
             rows.append(
                 {
@@ -65,6 +72,7 @@ def main(
                     "documents_per_second": len(texts) / statistics.median(seconds[dtype]),
                     "nDCG@10": scores,
                     "top_10_overlap": {system: _overlap(exact[system], runs[system]) for system in runs},
+                    "language_model": language_model,
                     "perplexity": report.perplexity,
                 }
             )
