@@ -16,9 +16,10 @@ from torch import Tensor
 
 from lm_retrieval.errors import ConfigError
 from lm_retrieval.models import LanguageModel, State
-from lm_retrieval.tokenizer import Tokenizer
+from lm_retrieval.scoring import TokenScore, token_score
+from lm_retrieval.tokenizer import TextTokenizer, prompt_ids
 
-FinishReason = Literal["length", "stop", "eos"]
+FinishReason = Literal["length", "stop", "eos", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Generation:
         text: the continuation, without the prompt.
         token_ids: its tokens; where a stop string cut the text, tokens up to the cut and the one that completed it.
         log_probability: sum of the tokens' natural log-probabilities under the unfiltered model.
-        finish_reason: `length`, `stop` (a stop string) or `eos` (the model ended the document).
+        finish_reason: `length`, `stop` (a stop string), `eos` (the model ended the document) or `cancelled`.
+        scores: of each token, where they were asked for.
     """
 
     prompt: str
@@ -93,40 +95,36 @@ class Generation:
     token_ids: tuple[int, ...]
     log_probability: float
     finish_reason: FinishReason
+    scores: tuple[TokenScore, ...] = ()
 
 
 def generate(
-    model: LanguageModel, *, tokenizer: Tokenizer, prompts: Sequence[str], config: GenerationConfig | None = None
+    model: LanguageModel, *, tokenizer: TextTokenizer, prompts: Sequence[str], config: GenerationConfig | None = None
 ) -> list[Generation]:
     """Continues every prompt; results are in the order of the prompts."""
     config = config or GenerationConfig()
     if config.num_beams > 1:
         return [_beam_search(model, tokenizer, prompt, config) for prompt in prompts]
-    rows = [_Row(tokenizer, prompt, config) for prompt in prompts]
-    if rows:
-        for _ in _decode(model, rows, config):
-            pass
+    rows = [Continuation(tokenizer, prompt, config) for prompt in prompts]
+    for _ in advance(model, rows):
+        pass
     return [row.result() for row in rows]
 
 
 def stream(
-    model: LanguageModel, *, tokenizer: Tokenizer, prompt: str, config: GenerationConfig | None = None
+    model: LanguageModel, *, tokenizer: TextTokenizer, prompt: str, config: GenerationConfig | None = None
 ) -> Iterator[str]:
     """Yields pieces of the continuation as they appear; joined, they are `generate`'s text.
 
     Text that could still turn into a stop string, and bytes of an unfinished character, are held back.
     """
     config = replace(config or GenerationConfig(), num_beams=1)
-    row = _Row(tokenizer, prompt, config)
-    shown = 0
-    for _ in _decode(model, [row], config):
-        ready = row.settled_text()
-        if len(ready) > shown:
-            yield ready[shown:]
-            shown = len(ready)
-    final = row.result().text
-    if len(final) > shown:
-        yield final[shown:]
+    row = Continuation(tokenizer, prompt, config)
+    for _ in advance(model, [row]):
+        if piece := row.take_text():
+            yield piece
+    if piece := row.take_text():
+        yield piece
 
 
 def filter_logits(logits: Tensor, *, config: GenerationConfig, seen: Tensor | None = None) -> Tensor:
@@ -157,21 +155,44 @@ def filter_logits(logits: Tensor, *, config: GenerationConfig, seen: Tensor | No
     return scores
 
 
-class _Row:
-    """One prompt on its way: its tokens, its random generator and its stopping rule."""
+class Continuation:
+    """One prompt on its way: its tokens, its random generator and its stopping rule.
 
-    def __init__(self, tokenizer: Tokenizer, prompt: str, config: GenerationConfig) -> None:
-        self.tokenizer, self.prompt, self.config = tokenizer, prompt, config
-        self.token_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    Attributes:
+        finish_reason: None while it goes on.
+        scores: of each new token, where `top_scores` is given.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        prompt: str | Sequence[int],
+        config: GenerationConfig,
+        *,
+        top_scores: int | None = None,
+    ) -> None:
+        """Begins behind `prompt`, a text or token ids; with `top_scores` tokens are kept with so many alternatives.
+
+        Raises:
+            ConfigError: the settings ask for beam search.
+        """
+        if config.num_beams > 1:
+            raise ConfigError("beam search finds its text as a whole; it cannot be advanced token by token")
+        self.tokenizer, self.config, self.top_scores = tokenizer, config, top_scores
+        self.token_ids = prompt_ids(tokenizer, prompt)
         self.prompt_length = len(self.token_ids)
         self.prompt_text = tokenizer.decode(self.token_ids)
+        self.prompt = prompt if isinstance(prompt, str) else self.prompt_text
         self.log_probability = 0.0
+        self.scores: list[TokenScore] = []
         self.finish_reason: FinishReason | None = None
         self.text = ""
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self._taken = 0
+        self._generator = torch.Generator().manual_seed(config.seed)
 
     @property
     def new_ids(self) -> list[int]:
+        """Tokens added so far."""
         return self.token_ids[self.prompt_length :]
 
     def choose(self, logits: Tensor) -> None:
@@ -179,14 +200,17 @@ class _Row:
         seen = torch.tensor(sorted(set(self.token_ids)))
         if self.config.do_sample:
             scores = filter_logits(logits, config=self.config, seen=seen)
-            chosen = int(torch.multinomial(scores.softmax(0), 1, generator=self.generator))
+            chosen = int(torch.multinomial(scores.softmax(0), 1, generator=self._generator))
         else:
             penalty = replace(self.config, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
             chosen = int(filter_logits(logits, config=penalty, seen=seen).argmax())
         if chosen == self.tokenizer.eos_id:
             self.finish_reason = "eos"
             return
-        self.log_probability += float(logits.log_softmax(0)[chosen])
+        score = token_score(logits, chosen, top=self.top_scores or 0)
+        if self.top_scores is not None:
+            self.scores.append(score)
+        self.log_probability += score.log_probability
         self.token_ids.append(chosen)
         self.text = self.tokenizer.decode(self.token_ids)[len(self.prompt_text) :]
         cut = _first_stop(self.text, self.config.stop_strings)
@@ -195,30 +219,48 @@ class _Row:
         elif len(self.new_ids) >= self.config.max_new_tokens:
             self.finish_reason = "length"
 
-    def settled_text(self) -> str:
-        """The part of the text that later tokens cannot change."""
+    def cancel(self) -> None:
+        """Ends it before its next token; may be called from another thread."""
+        self.finish_reason = self.finish_reason or "cancelled"
+
+    def take_text(self) -> str:
+        """What has been added since it was last taken, as far as later tokens cannot change it."""
+        text = self.text if self.finish_reason else self._settled_text()
+        piece, self._taken = text[self._taken :], max(self._taken, len(text))
+        return piece
+
+    def _settled_text(self) -> str:
         text = self.text.rstrip("\ufffd")
         held = max((_overlap(text, stop) for stop in self.config.stop_strings), default=0)
         return text[: len(text) - held]
 
     def result(self) -> Generation:
+        """What has been added so far."""
         return Generation(
-            self.prompt, self.text, tuple(self.new_ids), self.log_probability, self.finish_reason or "length"
+            self.prompt,
+            self.text,
+            tuple(self.new_ids),
+            self.log_probability,
+            self.finish_reason or "length",
+            tuple(self.scores),
         )
 
 
 @torch.inference_mode()
-def _decode(model: LanguageModel, rows: list[_Row], config: GenerationConfig) -> Iterator[None]:
-    """Advances all rows one position at a time; a row whose prompt is longer still reads while others write.
+def advance(model: LanguageModel, rows: Sequence[Continuation]) -> Iterator[None]:
+    """Adds a token to each row between two yields, each under its own settings, until all have ended.
 
-    All rows stand at the same position, so no padding is needed and a row gets the numbers it would get alone.
+    All rows stand at the same position, so no padding is needed and a row gets the numbers it would get alone; one
+    whose prompt is longer still reads while others write.
     """
-    position = min(row.prompt_length for row in rows)
-    active = list(rows)
+    active = [row for row in rows if row.finish_reason is None]
+    if not active:
+        return
+    position = min(row.prompt_length for row in active)
     logits, state = _read(model, [row.token_ids[:position] for row in active])
-    while active:
+    while True:
         for row, scores in zip(active, logits.cpu(), strict=True):
-            if len(row.token_ids) == position:
+            if len(row.token_ids) == position and row.finish_reason is None:
                 row.choose(scores)
         yield
         going = [place for place, row in enumerate(active) if row.finish_reason is None]
@@ -228,7 +270,7 @@ def _decode(model: LanguageModel, rows: list[_Row], config: GenerationConfig) ->
             active = [active[place] for place in going]
             state = model.select_state(state, going)
         position += 1
-        logits, state = _advance(model, [row.token_ids[:position] for row in active], state)
+        logits, state = _step(model, [row.token_ids[:position] for row in active], state)
 
 
 def _read(model: LanguageModel, sequences: list[list[int]]) -> tuple[Tensor, State]:
@@ -243,7 +285,7 @@ def _read(model: LanguageModel, sequences: list[list[int]]) -> tuple[Tensor, Sta
     return model.logits(output.hidden[:, -1]), output.state
 
 
-def _advance(model: LanguageModel, sequences: list[list[int]], state: State) -> tuple[Tensor, State]:
+def _step(model: LanguageModel, sequences: list[list[int]], state: State) -> tuple[Tensor, State]:
     """Reads the last token of every sequence on top of `state`, or the newest half window where that is full."""
     window = model.context_length
     if window is not None and model.state_length(state) >= window:
@@ -269,18 +311,20 @@ class _Beam:
 
 
 @torch.inference_mode()
-def _beam_search(model: LanguageModel, tokenizer: Tokenizer, prompt: str, config: GenerationConfig) -> Generation:
+def _beam_search(
+    model: LanguageModel, tokenizer: TextTokenizer, prompt: str, config: GenerationConfig
+) -> Generation:
     """Keeps the `num_beams` likeliest continuations; finished ones compete by their length-normalised score."""
-    prompt_ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    prompt_text = tokenizer.decode(prompt_ids)
+    read_ids = prompt_ids(tokenizer, prompt)
+    prompt_text = tokenizer.decode(read_ids)
 
     def continuation(beam: _Beam) -> str:
-        return tokenizer.decode([*prompt_ids, *beam.new_ids])[len(prompt_text) :]
+        return tokenizer.decode([*read_ids, *beam.new_ids])[len(prompt_text) :]
 
     beams, finished = [_Beam((), 0.0, 0.0)], list[_Beam]()
-    logits, state = _read(model, [prompt_ids])
+    logits, state = _read(model, [read_ids])
     for _ in range(config.max_new_tokens):
-        candidates = _extend(beams, logits, config, prompt_ids, tokenizer.eos_id)
+        candidates = _extend(beams, logits, config, read_ids, tokenizer.eos_id)
         beams, parents = [], []
         for parent, beam in candidates:
             if beam.finish_reason is not None:
@@ -296,7 +340,7 @@ def _beam_search(model: LanguageModel, tokenizer: Tokenizer, prompt: str, config
         if not beams:
             break
         state = model.select_state(state, parents)
-        logits, state = _advance(model, [[*prompt_ids, *beam.new_ids] for beam in beams], state)
+        logits, state = _step(model, [[*read_ids, *beam.new_ids] for beam in beams], state)
     best = max(finished + beams, key=lambda beam: beam.score(config.length_penalty))
     text = continuation(best)
     cut = _first_stop(text, config.stop_strings)
@@ -305,13 +349,13 @@ def _beam_search(model: LanguageModel, tokenizer: Tokenizer, prompt: str, config
 
 
 def _extend(
-    beams: list[_Beam], logits: Tensor, config: GenerationConfig, prompt_ids: list[int], eos_id: int
+    beams: list[_Beam], logits: Tensor, config: GenerationConfig, read_ids: list[int], eos_id: int
 ) -> list[tuple[int, _Beam]]:
     """The likeliest one-token extensions of all beams, best first, with the place of the beam each came from."""
     extensions: list[tuple[int, _Beam]] = []
     penalty = replace(config, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
     for place, (beam, scores) in enumerate(zip(beams, logits.cpu(), strict=True)):
-        seen = torch.tensor(sorted({*prompt_ids, *beam.new_ids}))
+        seen = torch.tensor(sorted({*read_ids, *beam.new_ids}))
         plain = scores.log_softmax(0)
         log_probabilities = filter_logits(scores, config=penalty, seen=seen).log_softmax(0)
         top = log_probabilities.topk(min(2 * config.num_beams, len(scores)))

@@ -9,14 +9,14 @@ Shapes: B windows, T tokens.
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import torch
 
 from lm_retrieval.errors import ConfigError, CorpusError
 from lm_retrieval.models import LanguageModel, State, detach_state
-from lm_retrieval.tokenizer import Tokenizer
+from lm_retrieval.tokenizer import TextTokenizer
 
 Context = Literal["carried", "disjoint", "strided"]
 DEFAULT_WINDOW = 256
@@ -78,7 +78,7 @@ class PerplexityReport:
 def perplexity(
     model: LanguageModel,
     *,
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     texts: Iterable[str],
     context: Context | None = None,
     window: int | None = None,
@@ -123,6 +123,18 @@ def perplexity(
     )
 
 
+def total(reports: Sequence[PerplexityReport]) -> PerplexityReport:
+    """The report over all documents of several reports that were made alike.
+
+    Raises:
+        CorpusError: there is no report.
+    """
+    if not reports:
+        raise CorpusError("no text to score; give at least one")
+    names = ("nll", "tokens", "words", "characters", "bytes", "documents")
+    return replace(reports[0], **{name: sum(getattr(report, name) for report in reports) for name in names})
+
+
 def _check(model: LanguageModel, context: Context, window: int | None, stride: int | None) -> tuple[int, int]:
     window = window or model.context_length or DEFAULT_WINDOW
     if window < 1:
@@ -142,7 +154,7 @@ def _check(model: LanguageModel, context: Context, window: int | None, stride: i
 class _Tally:
     """Adds up likelihoods and text sizes."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer) -> None:
         self.tokenizer = tokenizer
         self.nll = 0.0
         self.tokens = self.words = self.characters = self.bytes = self.documents = 0

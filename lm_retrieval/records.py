@@ -1,6 +1,6 @@
 """The field's words as plain values: documents, chunks, queries, judgments, hits."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Run = dict[str, dict[str, float]]
 """query_id → doc_id → score, as in a TREC run file."""
@@ -58,3 +58,15 @@ class Hit(NamedTuple):
     snippet: str
     passage: Span
     highlights: tuple[Span, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "rank": self.rank,
+            "score": self.score,
+            "id": self.doc_id,
+            "title": self.title,
+            "snippet": self.snippet,
+            "highlights": [list(span) for span in self.highlights],
+            "passage": {"start": self.passage.start, "end": self.passage.end},
+        }

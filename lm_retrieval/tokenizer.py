@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import sentencepiece
@@ -28,6 +28,37 @@ _MAX_PIECE_CHARACTERS = 512  # SentencePiece needs memory for every character of
 _MAX_SENTENCE_BYTES = 4000  # SentencePiece's trainer passes over longer lines
 _MAX_CACHED_WORDS = 400_000
 _PROBE = "\ufb01  A\t\u00a0\n b "
+
+
+class TextTokenizer(Protocol):
+    """What language models need of a tokenizer, whoever made it.
+
+    Attributes:
+        vocab_size: number of distinct ids.
+        bos_id, eos_id: ids that begin and end a document; an `eos_id` of -1 never occurs.
+    """
+
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without begin and end marks."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of some ids; begin and end marks vanish."""
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text; part of a character is shown as `bytes:` and its escaped bytes, as OpenAI's API does."""
+
+    def mark_text(self, token_id: int) -> str:
+        """The name of a begin or end mark, such as `</s>`."""
+
+
+def prompt_ids(tokenizer: TextTokenizer, prompt: str | Sequence[int]) -> list[int]:
+    """A text, or the ids of one, as a model reads it: behind the begin mark, which is not put before another one."""
+    token_ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    return token_ids if token_ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *token_ids]
 
 
 class Tokenizer:
@@ -125,6 +156,18 @@ class Tokenizer:
     def pieces(self, text: str) -> list[str]:
         """The text's tokens as SentencePiece shows them (`▁` is a space)."""
         return [str(self._processor.id_to_piece(token_id)) for token_id in self.encode(text)]
+
+    def token_text(self, token_id: int) -> str:
+        """One token as text; part of a character is shown as `bytes:` and its escaped bytes, as OpenAI's API does."""
+        piece = str(self._processor.id_to_piece(token_id))
+        if self._processor.is_byte(token_id):
+            byte = int(piece[3:5], 16)
+            return chr(byte) if byte < 0x80 else f"bytes:\\x{byte:02x}"
+        return piece.replace(_SPACE, " ")
+
+    def mark_text(self, token_id: int) -> str:
+        """The name of a begin or end mark, such as `</s>`."""
+        return str(self._processor.id_to_piece(token_id))
 
     def _encode_word(self, word: str) -> list[int]:
         """What stands between two spaces, with the space before it, which SentencePiece adds (its dummy prefix)."""

@@ -163,7 +163,7 @@ def search(
     options = {"mode": mode, "fusion": fusion, "rerank": rerank, "dense_weight": dense_weight}
     answers = [(text, searcher.search(text, k=k, **options)) for text in queries]
     if output_format == "json":
-        found = [{"query": text, "hits": [_as_json(hit) for hit in hits]} for text, hits in answers]
+        found = [{"query": text, "hits": [hit.to_dict() for hit in hits]} for text, hits in answers]
         echo_json(found if query == "-" else found[0])
         return
     for text, hits in answers:
@@ -200,18 +200,6 @@ def _echo_report(folder: Path, report: "BuildReport") -> None:
         )
     if report.recall_at_10 is not None and report.recall_at_10 < 1:
         click.echo(f"recall@10 against exact search: {report.recall_at_10:.3f}")
-
-
-def _as_json(hit: "Hit") -> dict[str, Any]:
-    return {
-        "rank": hit.rank,
-        "score": hit.score,
-        "id": hit.doc_id,
-        "title": hit.title,
-        "snippet": hit.snippet,
-        "highlights": [list(span) for span in hit.highlights],
-        "passage": {"start": hit.passage.start, "end": hit.passage.end},
-    }
 
 
 def _echo_hit(hit: "Hit") -> None:

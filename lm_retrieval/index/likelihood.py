@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lm_retrieval.encoding.batching import token_budget_batches
 from lm_retrieval.models import LanguageModel
-from lm_retrieval.tokenizer import Tokenizer
+from lm_retrieval.tokenizer import TextTokenizer
 
 _MAX_DOCUMENT_TOKENS = 256
 _BATCH_TOKENS = 8192
@@ -22,7 +22,7 @@ _BATCH_TOKENS = 8192
 
 @torch.inference_mode()
 def query_likelihood(
-    model: LanguageModel, *, tokenizer: Tokenizer, query: str, documents: Sequence[str]
+    model: LanguageModel, *, tokenizer: TextTokenizer, query: str, documents: Sequence[str]
 ) -> NDArray[np.float32]:
     """(N,) mean log-probability, in nats, of the query's tokens after each document (its first 256 tokens).
 
