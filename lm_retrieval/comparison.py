@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-from lm_retrieval.checkpoint import WEIGHTS_NAME, Checkpoint
 from lm_retrieval.errors import CheckpointError
 from lm_retrieval.generation import GenerationConfig, generate
+from lm_retrieval.loading import LoadedModel, load_language_model
 from lm_retrieval.perplexity import perplexity
-from lm_retrieval.runtime import configure_torch, peak_memory_bytes
+from lm_retrieval.runtime import peak_memory_bytes
 from lm_retrieval.training.curves import read_metrics
 
 _LENGTHS = (16, 32, 64, 128)  # new tokens
@@ -63,42 +63,41 @@ class ModelCosts:
         return asdict(self) | {"total_parameters": self.total_parameters}
 
 
-def compare_models(paths: Sequence[Path], *, texts: Sequence[str], prompt: str = "The") -> list[ModelCosts]:
-    """Measures each checkpoint in a process of its own, one after another.
+def compare_models(sources: Sequence[str | Path], *, texts: Sequence[str], prompt: str = "The") -> list[ModelCosts]:
+    """Measures each model, a checkpoint or `hf:` one, in a process of its own, one after another.
 
     Raises:
-        CheckpointError: a folder is missing or damaged.
+        CheckpointError: a model is missing or damaged.
         CorpusError: no text to score.
     """
     rows = []
-    for path in paths:
+    for source in sources:
         # a fresh process: its peak memory is this model's
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             try:
-                rows.append(pool.submit(_measure, path, list(texts), prompt).result())
+                rows.append(pool.submit(_measure, source, list(texts), prompt).result())
             except BrokenProcessPool as error:
-                raise CheckpointError(f"{path}: measuring ended abruptly, most likely for want of memory") from error
+                raise CheckpointError(f"{source}: measuring ended abruptly, most likely for want of memory") from error
     return rows
 
 
-def _measure(path: Path, texts: list[str], prompt: str) -> ModelCosts:
-    configure_torch()
-    checkpoint = Checkpoint.load(path)
-    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+def _measure(source: str | Path, texts: list[str], prompt: str) -> ModelCosts:
+    loaded = load_language_model(source, device="cpu")
+    model, tokenizer = loaded.model, loaded.tokenizer
     started = time.perf_counter()
     report = perplexity(model, tokenizer=tokenizer, texts=texts)
     reading = report.tokens / (time.perf_counter() - started)
     latencies = tuple(
-        (length, _milliseconds(checkpoint, [prompt], length), _milliseconds(checkpoint, [prompt] * BATCH, length))
+        (length, _milliseconds(loaded, [prompt], length), _milliseconds(loaded, [prompt] * BATCH, length))
         for length in _LENGTHS
     )
     _, single, batched = latencies[-1]
     greedy = GenerationConfig(max_new_tokens=64, do_sample=False)
     return ModelCosts(
-        name=checkpoint.name,
-        type=checkpoint.config.model.type,
+        name=loaded.name,
+        type=loaded.kind,
         parameters=model.parameter_counts(),
-        weights_bytes=(path / WEIGHTS_NAME).stat().st_size,
+        weights_bytes=loaded.weights_bytes,
         vocab_size=tokenizer.vocab_size,
         perplexity=report.perplexity,
         bits_per_byte=report.bits_per_byte,
@@ -111,7 +110,7 @@ def _measure(path: Path, texts: list[str], prompt: str) -> ModelCosts:
         latencies=latencies,
         losses=tuple(
             (int(record["tokens"]), record["validation_loss"])
-            for record in read_metrics(path)
+            for record in (read_metrics(loaded.folder) if loaded.folder else ())
             if "validation_loss" in record
         ),
         peak_memory_bytes=peak_memory_bytes(),
@@ -119,13 +118,13 @@ def _measure(path: Path, texts: list[str], prompt: str) -> ModelCosts:
     )
 
 
-def _milliseconds(checkpoint: Checkpoint, prompts: list[str], new_tokens: int) -> float:
+def _milliseconds(loaded: LoadedModel, prompts: list[str], new_tokens: int) -> float:
     """Median over repeats of the time for so many new tokens of each prompt; an early end is made up for."""
     config = GenerationConfig(max_new_tokens=new_tokens)
     times = []
     for _ in range(_REPEATS):
         started = time.perf_counter()
-        results = generate(checkpoint.model, tokenizer=checkpoint.tokenizer, prompts=prompts, config=config)
+        results = generate(loaded.model, tokenizer=loaded.tokenizer, prompts=prompts, config=config)
         longest = max(1, *(len(result.token_ids) for result in results))
         times.append(1000 * (time.perf_counter() - started) * new_tokens / longest)
     return statistics.median(times)

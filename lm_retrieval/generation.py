@@ -223,6 +223,11 @@ class Continuation:
         """Ends it before its next token; may be called from another thread."""
         self.finish_reason = self.finish_reason or "cancelled"
 
+    @property
+    def settled(self) -> bool:
+        """Whether all of its text has been taken and no later token can change it."""
+        return self.finish_reason is not None or self._taken == len(self.text)
+
     def take_text(self) -> str:
         """What has been added since it was last taken, as far as later tokens cannot change it."""
         text = self.text if self.finish_reason else self._settled_text()
@@ -311,9 +316,7 @@ class _Beam:
 
 
 @torch.inference_mode()
-def _beam_search(
-    model: LanguageModel, tokenizer: TextTokenizer, prompt: str, config: GenerationConfig
-) -> Generation:
+def _beam_search(model: LanguageModel, tokenizer: TextTokenizer, prompt: str, config: GenerationConfig) -> Generation:
     """Keeps the `num_beams` likeliest continuations; finished ones compete by their length-normalised score."""
     read_ids = prompt_ids(tokenizer, prompt)
     prompt_text = tokenizer.decode(read_ids)

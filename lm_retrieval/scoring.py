@@ -35,9 +35,7 @@ def token_score(logits: Tensor, token_id: int, *, top: int = 0) -> TokenScore:
 
 
 @torch.inference_mode()
-def score_tokens(
-    model: LanguageModel, sequences: Sequence[Sequence[int]], *, top: int = 0
-) -> list[list[TokenScore]]:
+def score_tokens(model: LanguageModel, sequences: Sequence[Sequence[int]], *, top: int = 0) -> list[list[TokenScore]]:
     """Scores every token but the first of each sequence, with the `top` likeliest in its place.
 
     A recurrent model reads a sequence in one go; of others, what exceeds the context window is read in windows that

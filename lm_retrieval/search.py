@@ -85,10 +85,20 @@ class Searcher:
         Raises:
             ConfigError: a blank query, k below 1, or a weight out of range.
         """
-        if not query.strip():
-            raise ConfigError("the query is empty; type some words")
         options: dict[str, Any] = {"mode": mode, "fusion": fusion, "dense_weight": dense_weight, "rerank": rerank}
-        return self._hits(query, self._rank([query], k=k, **options)[0])
+        return self.search_batch([query], k=k, **options)[0]
+
+    def search_batch(self, queries: Sequence[str], *, k: int = 10, **options: Any) -> list[list[Hit]]:
+        """As `search`, for several queries that are encoded and looked up together.
+
+        Raises:
+            ConfigError: a blank query, k below 1, or a weight out of range.
+        """
+        if not all(query.strip() for query in queries):
+            raise ConfigError("the query is empty; type some words")
+        settings: dict[str, Any] = {"mode": "hybrid", "fusion": "weighted", "dense_weight": None, "rerank": "none"}
+        rankings = self._rank(queries, k=k, **settings | options)
+        return [self._hits(query, ranking) for query, ranking in zip(queries, rankings, strict=True)]
 
     def rank(
         self,

@@ -22,6 +22,7 @@ _COMMANDS = {
     "embed": "retrieval:embed",
     "index": "retrieval:index",
     "search": "retrieval:search",
+    "serve": "serve:serve",
     "evaluate": "evaluate:evaluate",
     "report": "evaluate:report",
     "bench": "bench:bench",

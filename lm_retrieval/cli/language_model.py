@@ -20,8 +20,8 @@ from lm_retrieval.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from lm_retrieval.checkpoint import Checkpoint
     from lm_retrieval.generation import GenerationConfig
+    from lm_retrieval.loading import LoadedModel
 
 
 @click.command(cls=Command)
@@ -57,12 +57,14 @@ def perplexity(
 ) -> None:
     """How well a language model predicts text: perplexity, bits per byte and per character.
 
-    Bits per byte compare models with different tokenizers; perplexities per token do not.
+    Bits per byte compare models with different tokenizers; perplexities per token do not. CHECKPOINT may be
+    hf:PATH_OR_NAME, a model of Hugging Face transformers (extra hf).
     """
     from lm_retrieval.corpus import open_corpus
+    from lm_retrieval.loading import load_language_model
     from lm_retrieval.perplexity import perplexity as measure
 
-    loaded = _load(checkpoint, device, dtype)
+    loaded = load_language_model(checkpoint, device=device, dtype=dtype)
     texts = (
         document.content
         for path in paths
@@ -131,8 +133,10 @@ def generate(
     Example:
       lmr generate checkpoints/lstm --prompt "The river" --preset balanced
       lmr generate lstm transformer --prompt "The river" --seed 3
+      lmr generate lstm hf:models/gpt2 --prompt "The river"
     """
     from lm_retrieval.generation import PRESETS, GenerationConfig
+    from lm_retrieval.loading import load_language_model
 
     chosen = {name: value for name, value in controls.items() if value not in (None, ())}
     if greedy or chosen.get("num_beams", 1) > 1:
@@ -141,7 +145,7 @@ def generate(
     texts = _prompts(prompts, prompts_file)
     if not texts and not interactive:
         raise click.UsageError("give --prompt TEXT, --prompts-file FILE, --prompt - or --interactive")
-    models = [_load(name, device, dtype) for name in checkpoints]
+    models = [load_language_model(name, device=device, dtype=dtype) for name in checkpoints]
     if interactive:
         while prompt := click.prompt("prompt", default="", show_default=False):
             _continue(models, [prompt], config, output_format)
@@ -172,10 +176,11 @@ def compare(
     \b
     Example:
       lmr compare wikitext-lstm wikitext-transformer --text test.txt --output reports/models
+      lmr compare wikitext-lstm hf:models/gpt2 --text test.txt
     """
-    from lm_retrieval.checkpoint import find_checkpoint
     from lm_retrieval.comparison import compare_models
     from lm_retrieval.corpus import open_corpus
+    from lm_retrieval.loading import check_source
     from lm_retrieval.reporting.folder import PAGE_NAME
     from lm_retrieval.reporting.models import model_table, write_models
 
@@ -184,7 +189,9 @@ def compare(
         for path in text_paths
         for document in open_corpus(path, encoding=encoding, text_column=text_column).documents()
     ]
-    rows = compare_models([find_checkpoint(name) for name in checkpoints], texts=texts, prompt=prompt)
+    for name in checkpoints:
+        check_source(name)
+    rows = compare_models(checkpoints, texts=texts, prompt=prompt)
     if output is not None:
         write_models(output, rows, prompt=prompt)
         click.echo(f"{output / PAGE_NAME}", err=True)
@@ -197,14 +204,6 @@ def compare(
         click.echo(f"{row.name}: {prompt}{row.sample}")
 
 
-def _load(name: str, device: str, dtype: Any) -> "Checkpoint":
-    from lm_retrieval.checkpoint import Checkpoint, find_checkpoint
-    from lm_retrieval.runtime import configure_torch, resolve_device
-
-    configure_torch()
-    return Checkpoint.load(find_checkpoint(name), device=str(resolve_device(device)), dtype=dtype)
-
-
 def _prompts(prompts: tuple[str, ...], path: Path | None) -> list[str]:
     from lm_retrieval.corpus.files import read_text
 
@@ -212,7 +211,7 @@ def _prompts(prompts: tuple[str, ...], path: Path | None) -> list[str]:
     return texts + (read_text(path, encoding="utf-8").splitlines() if path else [])
 
 
-def _continue(models: list["Checkpoint"], prompts: list[str], config: "GenerationConfig", output_format: str) -> None:
+def _continue(models: list["LoadedModel"], prompts: list[str], config: "GenerationConfig", output_format: str) -> None:
     from lm_retrieval.generation import generate as run
     from lm_retrieval.generation import stream
 

@@ -1,0 +1,59 @@
+"""Serving an application until it is told to stop."""
+
+import logging
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from lm_retrieval.errors import ConfigError
+from lm_retrieval.server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+
+def serve(app: FastAPI, settings: ServerSettings, *, announce: Callable[[str], None]) -> None:
+    """Answers requests until SIGINT or SIGTERM, then finishes what is running.
+
+    Args:
+        app: the application.
+        settings: its settings.
+        announce: is told the address once connections are accepted.
+
+    Raises:
+        ConfigError: the address cannot be used.
+    """
+    if not settings.local and settings.api_key is None:
+        logger.warning(
+            "warning: %s can be reached from other machines and needs no key; set LMR_API_KEY", settings.host
+        )
+    listening = _listen(settings)
+    announce(f"http://{_shown_host(settings.host)}:{listening.getsockname()[1]}")
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((settings.host, settings.port))
+        listening.listen(2048)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"{settings.host}:{settings.port}: {error.strerror or error}; choose another --host or --port"
+        ) from error
+    return listening
+
+
+def _shown_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
