@@ -87,7 +87,7 @@ class Generation:
         token_ids: its tokens; where a stop string cut the text, tokens up to the cut and the one that completed it.
         log_probability: sum of the tokens' natural log-probabilities under the unfiltered model.
         finish_reason: `length`, `stop` (a stop string), `eos` (the model ended the document) or `cancelled`.
-        scores: of each token, where they were asked for.
+        scores: of each token, and of the end mark where it ended the text, if they were asked for.
     """
 
     prompt: str
@@ -160,7 +160,7 @@ class Continuation:
 
     Attributes:
         finish_reason: None while it goes on.
-        scores: of each new token, where `top_scores` is given.
+        scores: of each new token, and of the end mark where it ended the text, if `top_scores` is given.
     """
 
     def __init__(
@@ -204,12 +204,12 @@ class Continuation:
         else:
             penalty = replace(self.config, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
             chosen = int(filter_logits(logits, config=penalty, seen=seen).argmax())
-        if chosen == self.tokenizer.eos_id:
-            self.finish_reason = "eos"
-            return
         score = token_score(logits, chosen, top=self.top_scores or 0)
         if self.top_scores is not None:
             self.scores.append(score)
+        if chosen == self.tokenizer.eos_id:
+            self.finish_reason = "eos"
+            return
         self.log_probability += score.log_probability
         self.token_ids.append(chosen)
         self.text = self.tokenizer.decode(self.token_ids)[len(self.prompt_text) :]

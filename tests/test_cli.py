@@ -70,8 +70,8 @@ def test_every_command_has_help_and_loads_no_torch_for_it(command: tuple[str, ..
 def test_the_commands_are_those_that_scripts_rely_on() -> None:
     expected = (
         "corpus build, corpus import, corpus info, tokenizer train, tokenizer encode, tokenizer decode, "
-        "tokenizer info, train, tune, perplexity, generate, compare, embed, index, search, evaluate, report, bench, "
-        "quantize, info"
+        "tokenizer info, train, tune, perplexity, generate, compare, embed, index, search, serve, evaluate, report, "
+        "bench, quantize, info"
     )
     assert sorted(" ".join(command) for command in commands()) == sorted(expected.split(", "))
 

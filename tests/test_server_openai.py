@@ -176,8 +176,29 @@ def test_echo_and_new_tokens_are_scored_as_one_text(client: openai.OpenAI, runni
         assert choice.logprobs.text_offset is not None
         assert len(values) == len(read) + 1
         assert values[-1] == max(tops[-1].values())  # the greedy token
-        assert choice.text[choice.logprobs.text_offset[-1] :] == (choice.logprobs.tokens or [""])[-1]
+        assert choice.logprobs.text_offset[-1] == len(model.tokenizer.decode(read))
         assert choice.text.startswith(model.tokenizer.decode(read))
+
+
+def test_the_end_mark_is_a_token_with_a_probability_and_no_text(
+    client: openai.OpenAI, running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = loaded(running, "rnn")
+    logits = model.model.logits
+
+    def ending(hidden: Any) -> Any:
+        scores = logits(hidden)
+        scores[..., model.tokenizer.eos_id] += 1000
+        return scores
+
+    monkeypatch.setattr(model.model, "logits", ending)
+    answer = client.completions.create(model="rnn", prompt="the", max_tokens=5, logprobs=1)
+    choice = answer.choices[0]
+    assert (choice.text, choice.finish_reason) == ("", "stop")
+    assert choice.logprobs is not None
+    assert (choice.logprobs.tokens, choice.logprobs.token_logprobs) == (["</s>"], [pytest.approx(0)])
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 0
 
 
 def test_offsets_of_new_tokens_count_from_the_text_that_is_shown(client: openai.OpenAI) -> None:
