@@ -1,6 +1,5 @@
 """A real server on a loopback port, in a thread of the test process."""
 
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from lm_retrieval.server.app import create_app
+from lm_retrieval.server.run import listen
 from lm_retrieval.server.served import Served
 from lm_retrieval.server.settings import ServerSettings
 
@@ -42,7 +42,7 @@ class Running:
 def serving(settings: ServerSettings, *, wait: bool = True) -> Iterator[Running]:
     """Serves until the block ends; with `wait` everything is loaded when it begins."""
     app = create_app(settings)
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listen(settings.model_copy(update={"port": 0}))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})

@@ -28,7 +28,7 @@ def serve(app: FastAPI, settings: ServerSettings, *, announce: Callable[[str], N
         logger.warning(
             "warning: %s can be reached from other machines and needs no key; set LMR_API_KEY", settings.host
         )
-    listening = _listen(settings)
+    listening = listen(settings)
     announce(f"http://{_shown_host(settings.host)}:{listening.getsockname()[1]}")
     config = uvicorn.Config(
         app,
@@ -40,9 +40,15 @@ def serve(app: FastAPI, settings: ServerSettings, *, announce: Callable[[str], N
     uvicorn.Server(config).run(sockets=[listening])
 
 
-def _listen(settings: ServerSettings) -> socket.socket:
+def listen(settings: ServerSettings) -> socket.socket:
+    """A socket that accepts connections at the server's address.
+
+    Raises:
+        ConfigError: the address cannot be used.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family)
+    # named as TCP, or asyncio leaves small packets to wait for each other (40 ms an answer)
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
