@@ -1,5 +1,6 @@
 """What a server is told: models, index, limits; from the command line and the environment."""
 
+import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,8 @@ class ServerSettings(Section):
     api_key: SecretStr | None = None
     device: str = "auto"
     dtype: Precision = "float32"
+    page: bool = False
+    """Whether `/ui` is there; the extra `ui` is needed."""
     limits: Limits = Limits()
     batching: Batching = Batching()
     shutdown_seconds: PositiveInt = 30
@@ -103,6 +106,11 @@ def default_index() -> Path | None:
         return None
 
 
+def page_installed() -> bool:
+    """Whether the extra `ui` is here."""
+    return importlib.util.find_spec("gradio") is not None
+
+
 def read_environment(environment: Mapping[str, str] = os.environ) -> dict[str, object]:
     """Settings by name from PORT, ALLOWED_ORIGIN (comma-separated) and LMR_API_KEY, as far as they are set.
 
@@ -132,4 +140,4 @@ def settings_from_environment() -> ServerSettings:
     Raises:
         ConfigError: an environment variable cannot be used.
     """
-    return ServerSettings.model_validate({"index": default_index(), **read_environment()})
+    return ServerSettings.model_validate({"index": default_index(), "page": page_installed(), **read_environment()})
