@@ -10,7 +10,7 @@ from lm_retrieval.server.errors import ApiError, client_gone, too_large
 from lm_retrieval.server.metrics import Metrics
 
 PAGE_FOLDER = "/ui/"
-OPEN_PATHS = frozenset({"/", "/health", "/docs", "/redoc", "/openapi.json", "/ui"})
+OPEN_PATHS = frozenset({"/", "/health", "/docs", "/redoc", "/openapi.json", "/ui", "/favicon.ico"})
 OPEN_FOLDERS = ("/static-offline-docs/", PAGE_FOLDER)
 """What needs no key: nothing here computes, or tells what others do; the page asks for the key itself."""
 

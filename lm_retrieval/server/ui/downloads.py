@@ -31,6 +31,6 @@ def download_buttons(name: str, kinds: dict[str, str], contents: Callable[[Any],
                 raise gr.Error("There is nothing to save yet.")
             return {"name": f"lmr-{name}.{kind}", "content": contents(value)[kind]}
 
-        button = gr.Button(f"Save {label}", size="sm", min_width=60)
+        button = gr.Button(f"↓ {label}", size="sm", min_width=60)
         saved = button.click(make, source, file, api_visibility="private", show_progress="hidden")
         saved.success(None, file, None, js=_SAVE, api_visibility="private")

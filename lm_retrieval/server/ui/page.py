@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.responses import FileResponse
 
 from lm_retrieval.server.served import Served
 from lm_retrieval.server.settings import ServerSettings
@@ -20,10 +21,8 @@ _UPLOAD_BYTES = 50_000_000
 # of the system: nothing is fetched from elsewhere
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-_HEAD = (
-    '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
-    '<link rel="icon" href="data:,">'
-)
+_HEAD = '<meta name="color-scheme" content="light dark"><meta name="referrer" content="no-referrer">'
+_ICON = Path(__file__).parent / "icon.svg"
 
 
 def mount_page(app: FastAPI, served: Served) -> None:
@@ -37,6 +36,8 @@ def mount_page(app: FastAPI, served: Served) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
+    # browsers ask for it at the root
+    app.get("/favicon.ico", include_in_schema=False)(lambda: FileResponse(_ICON, media_type="image/svg+xml"))
     served.at_end(lambda: shutil.rmtree(scratch, ignore_errors=True))
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONT, font_mono=_MONO)
     gr.mount_gradio_app(
