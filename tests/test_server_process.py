@@ -86,7 +86,7 @@ def test_without_arguments_the_shipped_models_and_the_newest_index(
             ("rnn", "lstm"),
             ("transformer", "transformer"),
         ]
-        assert health["index"] == {"name": "mine", "status": "ready", "documents": 10}
+        assert health["indexes"] == [{"name": "mine", "status": "ready", "documents": 10}]
         answer = started.client.post("/generate", json={"prompt": "The river", "max_tokens": 5}).json()
         assert set(answer) == {"rnn", "transformer"}
         assert started.client.get("/search", params={"q": "river"}).json()["hits"]

@@ -48,15 +48,13 @@ def serve(
       curl localhost:8000/generate -H 'Content-Type: application/json' -d '{"prompt": "The river"}'
     """
     settings = _settings(models, index, port, origins, page=True if show else page, **options)
-    from lm_retrieval.server.app import create_app
     from lm_retrieval.server.run import serve as run
 
-    def announce(address: str) -> None:
-        parts = {"page": "/ui/", "API": "/docs"} if settings.page else {"API": "/docs"}
-        for name, path in parts.items():
-            click.echo(f"{name}: {address}{path}")
-
-    run(create_app(settings), settings, announce=announce, show=show)
+    run(
+        settings,
+        announce=lambda address: click.echo(f"{address}  (API: {address}/docs)"),  # `/` leads a browser to the page
+        show=show,
+    )
 
 
 def _settings(

@@ -8,9 +8,9 @@ import webbrowser
 from collections.abc import Callable
 
 import uvicorn
-from fastapi import FastAPI
 
 from lm_retrieval.errors import ConfigError
+from lm_retrieval.server.app import create_app
 from lm_retrieval.server.served import Served
 from lm_retrieval.server.settings import ServerSettings
 
@@ -18,12 +18,11 @@ logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.2
 
 
-def serve(app: FastAPI, settings: ServerSettings, *, announce: Callable[[str], None], show: bool = False) -> None:
+def serve(settings: ServerSettings, *, announce: Callable[[str], None], show: bool = False) -> None:
     """Answers requests until SIGINT or SIGTERM, then finishes what is running.
 
     Args:
-        app: the application.
-        settings: its settings.
+        settings: of the application.
         announce: is told the address once connections are accepted.
         show: open the web page in a browser when everything is loaded.
 
@@ -34,7 +33,8 @@ def serve(app: FastAPI, settings: ServerSettings, *, announce: Callable[[str], N
         logger.warning(
             "warning: %s can be reached from other machines and needs no key; set LMR_API_KEY", settings.host
         )
-    listening = listen(settings)
+    listening = listen(settings)  # first: an address that is taken is said before anything is loaded
+    app = create_app(settings)
     address = f"http://{_shown_host(settings.host)}:{listening.getsockname()[1]}"
     announce(address)
     if show:
