@@ -12,6 +12,10 @@ from lm_retrieval.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open: longer than clients (httpx 5 s, nginx 60 s) keep one, so that they close it
+and no request meets a connection that is being closed."""
+
 
 def serve(app: FastAPI, settings: ServerSettings, *, announce: Callable[[str], None]) -> None:
     """Answers requests until SIGINT or SIGTERM, then finishes what is running.
@@ -35,6 +39,7 @@ def serve(app: FastAPI, settings: ServerSettings, *, announce: Callable[[str], N
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     uvicorn.Server(config).run(sockets=[listening])
