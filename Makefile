@@ -41,7 +41,7 @@ check: $(VENV)/.dev
 
 # the quick form of every table; the full ones are in README, each with its command
 bench: $(VENV)/.dev
-	@for name in tokenizing encode padding train search growth "precision --text README.md" generate; do \
+	@for name in tokenizing encode padding train search serve growth "precision --text README.md" generate; do \
 	    set -- $$name; script=$$1; shift; echo; echo "== $$script"; \
 	    case $$script in generate) corpus= ;; *) corpus=corpora/python-docs ;; esac; \
 	    $(BIN)/python benchmarks/$$script.py --quick "$$@" $$corpus || exit 1; done

@@ -17,6 +17,10 @@ from lm_retrieval.server.settings import ServerSettings
 logger = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.2
 
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open: longer than clients (httpx 5 s, nginx 60 s) keep one, so that they close it
+and no request meets a connection that is being closed."""
+
 
 def serve(settings: ServerSettings, *, announce: Callable[[str], None], show: bool = False) -> None:
     """Answers requests until SIGINT or SIGTERM, then finishes what is running.
@@ -44,6 +48,7 @@ def serve(settings: ServerSettings, *, announce: Callable[[str], None], show: bo
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     uvicorn.Server(config).run(sockets=[listening])
