@@ -68,19 +68,11 @@ def compare_tab(served: Served) -> None:
     def stopped(turns: list[Turn]) -> dict[Any, Any]:
         for text in turns[-1]["texts"] if turns else ():
             text["ended"] = text["ended"] or "stopped"
-        return {
-            history: turns,
-            live: _shown(turns[-1:]),
-            **ended,
-        }
+        # both: the turn that was stopped may not have begun
+        return {history: turns, live: _shown(turns[-1:]), earlier: _shown(turns[:-1]), **ended}
 
     def cleared() -> dict[Any, Any]:
-        return {
-            history: [],
-            live: render("turns.html.j2", turns=[], empty=True),
-            earlier: "",
-            **ended,
-        }
+        return {history: [], live: render("turns.html.j2", turns=[], empty=True), earlier: "", **ended}
 
     outputs = [history, live, earlier, go, stop]
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}

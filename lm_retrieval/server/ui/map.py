@@ -64,7 +64,8 @@ def map_tab(served: Served, index: gr.Dropdown, tab: gr.Tab) -> None:
         try:
             part = served.index(name)
             if part.searcher is None:
-                return None, "The index is loading; press Show in a moment."
+                loading = "is loading; press Show in a moment"
+                return None, f"The index {loading if part.status == 'loading' else 'could not be loaded'}."
             return await asyncio.to_thread(_draw, part.searcher, text, chosen)
         except Exception as error:
             raise gr.Error(as_api_error(error).message) from None
@@ -100,8 +101,10 @@ def _picture(searcher: Searcher, method: Method) -> Picture:
     titles = [_title(searcher, number) for number in numbers.tolist()]
     mean = vectors.mean(0)
     _, lengths, axes = np.linalg.svd(vectors - mean, full_matrices=False)
-    plane = Transform(mean, np.ascontiguousarray(axes[:2].T))
-    if method == "PCA":
+    across = np.zeros((vectors.shape[1], 2), np.float32)  # one passage alone spans no plane
+    across[:, : len(axes)] = axes[:2].T
+    plane = Transform(mean, across)
+    if method == "PCA" or len(vectors) < 3:
         share = float((lengths[:2] ** 2).sum() / max(1e-12, float((lengths**2).sum())))
         return Picture(vectors, plane(vectors), titles, plane, share)
     from sklearn.manifold import TSNE

@@ -53,7 +53,7 @@ def mount_page(app: FastAPI, served: Served) -> None:
         pwa=False,
         run_history=False,
         enable_monitoring=False,
-        max_file_size=_UPLOAD_BYTES,
+        max_file_size=_UPLOAD_BYTES if served.settings.local else served.settings.limits.max_body_bytes,
         **_login(served.settings),
     )
 
