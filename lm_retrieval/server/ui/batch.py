@@ -75,7 +75,7 @@ def batch_tab(served: Served) -> None:
     most_bytes = served.settings.limits.max_body_bytes
     upload.upload(partial(read_prompts, max_bytes=most_bytes), upload, prompts, **quiet)
     runs = go.click(run, [prompts, models, *controls], [made, status, table, go, stop], trigger_mode="once", **quiet)
-    stop.click(stopped, made, [status, go, stop], cancels=[runs], **quiet)
+    stop.click(None, cancels=[runs], **quiet).then(stopped, made, [status, go, stop], **quiet)
 
 
 async def _written(

@@ -84,8 +84,9 @@ def compare_tab(served: Served) -> None:
         trigger_mode="once",
         **quiet,
     )
-    stop.click(stopped, history, outputs, cancels=[runs], **quiet)
-    clear.click(cleared, None, outputs, cancels=[runs], **quiet)
+    # after the end of what runs, which could otherwise show itself once more
+    stop.click(None, cancels=[runs], **quiet).then(stopped, history, outputs, **quiet)
+    clear.click(None, cancels=[runs], **quiet).then(cleared, None, outputs, **quiet)
 
 
 def exported(turns: list[Turn]) -> dict[str, str]:
