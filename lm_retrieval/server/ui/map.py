@@ -23,6 +23,12 @@ Method = Literal["PCA", "t-SNE"]
 Points = NDArray[np.float32]
 _MOST = {"PCA": 4000, "t-SNE": 1500}  # points; t-SNE of more takes more than some seconds
 _NEIGHBOURS = 10
+# for those who do not see it; the nearest passages are listed below it
+_DESCRIBE = """() => {
+    const plot = document.querySelector("#lmr-map");
+    plot?.setAttribute("role", "figure");
+    plot?.setAttribute("aria-label", "The passages of the index as points in a plane");
+}"""
 _POINT, _NEAR, _PIN = "#56b4e9", "#d55e00", "#cc0066"
 
 
@@ -71,7 +77,7 @@ def map_tab(served: Served, index: gr.Dropdown, tab: gr.Tab) -> None:
             raise gr.Error(as_api_error(error).message) from None
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
-    gr.on(
+    drawn = gr.on(
         [go.click, query.submit, method.input, tab.select],
         draw,
         [query, method, index],
@@ -79,6 +85,7 @@ def map_tab(served: Served, index: gr.Dropdown, tab: gr.Tab) -> None:
         trigger_mode="always_last",  # opening the tab must not swallow the question typed meanwhile
         **quiet,
     )
+    drawn.success(None, js=_DESCRIBE, **quiet)
 
 
 def _draw(searcher: Searcher, text: str, method: Method) -> tuple["Figure", str]:

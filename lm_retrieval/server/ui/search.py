@@ -13,7 +13,7 @@ import gradio as gr
 
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.errors import LmRetrievalError
+from lm_retrieval.errors import CorpusError, LmRetrievalError
 from lm_retrieval.index.builder import build_index
 from lm_retrieval.progress import watched
 from lm_retrieval.records import Hit
@@ -160,13 +160,17 @@ def _build(served: Served, files: list[Path], name: str, watch: Any) -> int:
         for place, file in enumerate(files):
             target = Path(folder) / file.name
             shutil.copyfile(file, target if not target.exists() else Path(folder) / f"{place}-{file.name}")
-        with watched(watch):
-            report = build_index(
-                open_corpus(folder),
-                encoder=encoder or Encoder.load("lstm-base"),
-                output=_INDEXES / name,
-                rebuild=True,
-            )
+        try:
+            with watched(watch):
+                report = build_index(
+                    open_corpus(folder),
+                    encoder=encoder or Encoder.load("lstm-base"),
+                    output=_INDEXES / name,
+                    rebuild=True,
+                )
+        except CorpusError as error:
+            # of the copies only the names are known to the user
+            raise CorpusError(str(error).replace(f"{folder}/", "").replace(folder, "these files")) from error
     served.uploaded.add(name)
     served.add_index(_INDEXES / name)
     return report.documents

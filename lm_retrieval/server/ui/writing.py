@@ -73,9 +73,9 @@ async def write_side_by_side(
             await asyncio.sleep(_SHOW_SECONDS)
         for text, future in running:
             future.cancel()  # changes nothing where it is done
-            error = out_of_time(limit) if future.cancelled() else future.exception()
-            if error is not None:
-                _fail(text, error)
+            problem = out_of_time(limit) if future.cancelled() else future.exception()
+            if problem is not None:
+                _fail(text, problem)
         yield _copies(texts, started)
         await _add_perplexities(served, prompt, texts)
         yield _copies(texts, started)
