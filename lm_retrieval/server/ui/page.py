@@ -108,5 +108,5 @@ def _login(settings: ServerSettings) -> dict[str, Any]:
     key = settings.api_key.get_secret_value().encode()
     return {
         "auth": lambda _, password: hmac.compare_digest(password.encode(), key),
-        "auth_message": "Any name; the password is the server's key (LMR_API_KEY).",
+        "auth_message": "Type any name; the password is the server's key (LMR_API_KEY).",
     }
