@@ -112,7 +112,9 @@ def test_a_client_that_leaves_stops_its_text(running: Running, slow: list[int]) 
 
 def test_what_takes_too_long_is_stopped(running: Running, slow: list[int]) -> None:
     started = time.monotonic()
-    error = error_of(running.client.post("/generate/rnn", json={"prompt": "the", "max_tokens": 1000, **NEVER_ENDS}), 504)
+    error = error_of(
+        running.client.post("/generate/rnn", json={"prompt": "the", "max_tokens": 1000, **NEVER_ENDS}), 504
+    )
     assert error["code"] == "timeout"
     assert 2.5 < time.monotonic() - started < 6
     eventually(lambda: idle(running), seconds=2)

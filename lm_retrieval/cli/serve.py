@@ -25,7 +25,11 @@ from lm_retrieval.cli.options import Command, device_option, dtype_option
     help="Web origin whose pages may call the server, or *; repeatable.  [default: ALLOWED_ORIGIN, else none]",
 )
 @click.option("--open", "show", is_flag=True, help="Open the web page in a browser when everything is loaded.")
-@click.option("--page/--no-page", default=None, help="The web page under /ui.  [default: if the extra ui is installed]")
+@click.option(
+    "--page/--no-page",
+    default=None,
+    help="The web page under /ui.  [default: LMR_PAGE, else if the extra ui is installed]",
+)
 @dtype_option("float32")
 @device_option
 def serve(
@@ -94,7 +98,7 @@ def _settings(
         chosen["allowed_origins"] = split_origins(origins)
     if models:
         chosen["models"] = tuple(parse_model(model) for model in models)
-    chosen["page"] = page_installed() if page is None else page
+    chosen["page"] = chosen.get("page", page_installed()) if page is None else page
     if chosen["page"] and not page_installed():
         raise MissingExtraError("the web page", extra="ui")
     chosen["index"] = default_index() if index is None else None if index == "none" else find_index(index)

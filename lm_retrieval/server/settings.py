@@ -112,10 +112,10 @@ def page_installed() -> bool:
 
 
 def read_environment(environment: Mapping[str, str] = os.environ) -> dict[str, object]:
-    """Settings by name from PORT, ALLOWED_ORIGIN (comma-separated) and LMR_API_KEY, as far as they are set.
+    """Settings by name from PORT, ALLOWED_ORIGIN (comma-separated), LMR_API_KEY and LMR_PAGE (0 or 1), where they are set.
 
     Raises:
-        ConfigError: PORT is not a port.
+        ConfigError: PORT is not a port, or LMR_PAGE neither 0 nor 1.
     """
     found: dict[str, object] = {}
     if port := environment.get("PORT"):
@@ -124,6 +124,10 @@ def read_environment(environment: Mapping[str, str] = os.environ) -> dict[str, o
         found["port"] = int(port)
     if origins := environment.get("ALLOWED_ORIGIN"):
         found["allowed_origins"] = split_origins([origins])
+    if page := environment.get("LMR_PAGE"):
+        if page not in ("0", "1"):
+            raise ConfigError(f"LMR_PAGE={page}: 0 (without the web page) or 1 is needed")
+        found["page"] = page == "1"
     if key := environment.get("LMR_API_KEY"):
         found["api_key"] = SecretStr(key)
     return found

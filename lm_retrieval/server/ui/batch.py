@@ -5,6 +5,7 @@ import csv
 import io
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from lm_retrieval.server.ui.writing import write_one
 _AT_ONCE = 16  # prompts, of each model
 _SHOW_SECONDS = 0.4  # between two pictures of the table
 _PROMPT_NAMES = ("prompt", "text", "query")
-Row = dict[str, str]
-"""A prompt, and the text of each model."""
+Row = dict[str, Any]
+"""`prompt`, and `texts` by model."""
 
 
 def batch_tab(served: Served) -> None:
@@ -66,25 +67,30 @@ def batch_tab(served: Served) -> None:
             }
         yield ended
 
+    def stopped(rows: list[Row]) -> dict[Any, Any]:
+        label = f"Stopped after {sum(len(row['texts']) for row in rows)} texts."
+        return {status: render("progress.html.j2", label=label, done=0, total=0), **ended}
+
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    upload.upload(read_prompts, upload, prompts, **quiet)
+    most_bytes = served.settings.limits.max_body_bytes
+    upload.upload(partial(read_prompts, max_bytes=most_bytes), upload, prompts, **quiet)
     runs = go.click(run, [prompts, models, *controls], [made, status, table, go, stop], trigger_mode="once", **quiet)
-    stop.click(lambda: ended, None, [go, stop], cancels=[runs], **quiet)
+    stop.click(None, cancels=[runs], **quiet).then(stopped, made, [status, go, stop], **quiet)
 
 
 async def _written(
     served: Served, prompts: list[str], names: list[str], config: GenerationConfig
 ) -> AsyncIterator[tuple[list[Row], int]]:
     """The table as it fills, and how many texts are done."""
-    rows: list[Row] = [{"prompt": prompt} for prompt in prompts]
+    rows: list[Row] = [{"prompt": prompt, "texts": {}} for prompt in prompts]
     places = {name: asyncio.Semaphore(_AT_ONCE) for name in names}
 
     async def one(row: Row, name: str) -> None:
         async with places[name]:
             try:
-                row[name] = (await write_one(served, served.model(name), row["prompt"], config)).text
+                row["texts"][name] = (await write_one(served, served.model(name), row["prompt"], config)).text
             except Exception as error:
-                row[name] = f"({as_api_error(error).message})"
+                row["texts"][name] = f"({as_api_error(error).message})"
 
     tasks = [asyncio.create_task(one(row, name)) for row in rows for name in names]
     try:
@@ -99,15 +105,21 @@ async def _written(
             task.cancel()
 
 
-def read_prompts(path: str | None) -> str:
-    """The prompts of a file, one per line: lines, or the column or key `prompt`, `text` or `query`, else the first."""
+def read_prompts(path: str | None, *, max_bytes: int = 2_000_000) -> str:
+    """The prompts of a file, one per line: lines, or the column or key `prompt`, `text` or `query`, else the first.
+
+    Raises:
+        gr.Error: it is too large or cannot be read.
+    """
     if path is None:
         return ""
+    if Path(path).stat().st_size > max_bytes:
+        raise gr.Error(f"This file is larger than {max_bytes:,} bytes.")
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
         kind = Path(path).suffix.lower()
         found = _of_csv(text) if kind == ".csv" else _of_jsonl(text) if kind == ".jsonl" else text.splitlines()
-    except (UnicodeDecodeError, ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise gr.Error(f"This file cannot be read: {error}.") from None
     # a prompt is a line here
     return "\n".join(" ".join(prompt.split()) for prompt in found if prompt.strip())
@@ -115,11 +127,11 @@ def read_prompts(path: str | None) -> str:
 
 def exported(rows: list[Row]) -> dict[str, str]:
     """The table by file ending."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(name for row in rows for name in row["texts"]))
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, names, restval="")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(stream)
+    writer.writerow(["prompt", *names])
+    writer.writerows([row["prompt"], *(row["texts"].get(name, "") for name in names)] for row in rows)
     return {"csv": stream.getvalue(), "json": json.dumps(rows, ensure_ascii=False, indent=2) + "\n"}
 
 
@@ -133,7 +145,7 @@ def _of_csv(text: str) -> list[str]:
 
 def _of_jsonl(text: str) -> list[str]:
     found = []
-    for line in filter(str.strip, text.splitlines()):
+    for line in filter(str.strip, text.split("\n")):  # the other ends of lines may stand in strings
         value = json.loads(line)
         if isinstance(value, dict):
             named = next((name for name in _PROMPT_NAMES if name in value), None)

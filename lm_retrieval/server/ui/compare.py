@@ -68,19 +68,11 @@ def compare_tab(served: Served) -> None:
     def stopped(turns: list[Turn]) -> dict[Any, Any]:
         for text in turns[-1]["texts"] if turns else ():
             text["ended"] = text["ended"] or "stopped"
-        return {
-            history: turns,
-            live: _shown(turns[-1:]),
-            **ended,
-        }
+        # both: the turn that was stopped may not have begun
+        return {history: turns, live: _shown(turns[-1:]), earlier: _shown(turns[:-1]), **ended}
 
     def cleared() -> dict[Any, Any]:
-        return {
-            history: [],
-            live: render("turns.html.j2", turns=[], empty=True),
-            earlier: "",
-            **ended,
-        }
+        return {history: [], live: render("turns.html.j2", turns=[], empty=True), earlier: "", **ended}
 
     outputs = [history, live, earlier, go, stop]
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -92,8 +84,9 @@ def compare_tab(served: Served) -> None:
         trigger_mode="once",
         **quiet,
     )
-    stop.click(stopped, history, outputs, cancels=[runs], **quiet)
-    clear.click(cleared, None, outputs, cancels=[runs], **quiet)
+    # after the end of what runs, which could otherwise show itself once more
+    stop.click(None, cancels=[runs], **quiet).then(stopped, history, outputs, **quiet)
+    clear.click(None, cancels=[runs], **quiet).then(cleared, None, outputs, **quiet)
 
 
 def exported(turns: list[Turn]) -> dict[str, str]:

@@ -23,6 +23,12 @@ Method = Literal["PCA", "t-SNE"]
 Points = NDArray[np.float32]
 _MOST = {"PCA": 4000, "t-SNE": 1500}  # points; t-SNE of more takes more than some seconds
 _NEIGHBOURS = 10
+# for those who do not see it; the nearest passages are listed below it
+_DESCRIBE = """() => {
+    const plot = document.querySelector("#lmr-map");
+    plot?.setAttribute("role", "figure");
+    plot?.setAttribute("aria-label", "The passages of the index as points in a plane");
+}"""
 _POINT, _NEAR, _PIN = "#56b4e9", "#d55e00", "#cc0066"
 
 
@@ -64,13 +70,14 @@ def map_tab(served: Served, index: gr.Dropdown, tab: gr.Tab) -> None:
         try:
             part = served.index(name)
             if part.searcher is None:
-                return None, "The index is loading; press Show in a moment."
+                loading = "is loading; press Show in a moment"
+                return None, f"The index {loading if part.status == 'loading' else 'could not be loaded'}."
             return await asyncio.to_thread(_draw, part.searcher, text, chosen)
         except Exception as error:
             raise gr.Error(as_api_error(error).message) from None
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
-    gr.on(
+    drawn = gr.on(
         [go.click, query.submit, method.input, tab.select],
         draw,
         [query, method, index],
@@ -78,6 +85,7 @@ def map_tab(served: Served, index: gr.Dropdown, tab: gr.Tab) -> None:
         trigger_mode="always_last",  # opening the tab must not swallow the question typed meanwhile
         **quiet,
     )
+    drawn.success(None, js=_DESCRIBE, **quiet)
 
 
 def _draw(searcher: Searcher, text: str, method: Method) -> tuple["Figure", str]:
@@ -100,8 +108,10 @@ def _picture(searcher: Searcher, method: Method) -> Picture:
     titles = [_title(searcher, number) for number in numbers.tolist()]
     mean = vectors.mean(0)
     _, lengths, axes = np.linalg.svd(vectors - mean, full_matrices=False)
-    plane = Transform(mean, np.ascontiguousarray(axes[:2].T))
-    if method == "PCA":
+    across = np.zeros((vectors.shape[1], 2), np.float32)  # one passage alone spans no plane
+    across[:, : len(axes)] = axes[:2].T
+    plane = Transform(mean, across)
+    if method == "PCA" or len(vectors) < 3:
         share = float((lengths[:2] ** 2).sum() / max(1e-12, float((lengths**2).sum())))
         return Picture(vectors, plane(vectors), titles, plane, share)
     from sklearn.manifold import TSNE

@@ -53,7 +53,7 @@ def mount_page(app: FastAPI, served: Served) -> None:
         pwa=False,
         run_history=False,
         enable_monitoring=False,
-        max_file_size=_UPLOAD_BYTES,
+        max_file_size=_UPLOAD_BYTES if served.settings.local else served.settings.limits.max_body_bytes,
         **_login(served.settings),
     )
 
@@ -63,7 +63,6 @@ def _page(served: Served) -> Any:
 
     from lm_retrieval.server.ui.batch import batch_tab
     from lm_retrieval.server.ui.compare import compare_tab
-    from lm_retrieval.server.ui.html import render
     from lm_retrieval.server.ui.map import map_tab
     from lm_retrieval.server.ui.search import search_tab
     from lm_retrieval.server.ui.statistics import statistics_tab
@@ -71,7 +70,7 @@ def _page(served: Served) -> Any:
     with gr.Blocks(
         title="lm_retrieval", analytics_enabled=False, fill_width=True, delete_cache=(_CACHE_SECONDS, _CACHE_SECONDS)
     ) as page:
-        head = gr.HTML(lambda: render("head.html.j2", version=__version__, parts=_status(served)))
+        head = gr.HTML(_head(served))
         with gr.Tabs():
             with gr.Tab("Compare"):
                 compare_tab(served)
@@ -85,11 +84,9 @@ def _page(served: Served) -> Any:
                 statistics_tab(served, statistics)
         # until everything is loaded
         timer = gr.Timer(1.0)
-        timer.tick(
-            lambda: (
-                render("head.html.j2", version=__version__, parts=_status(served)),
-                gr.Timer(active=served.status == "loading"),
-            ),
+        gr.on(
+            [page.load, timer.tick],
+            lambda: (_head(served), gr.Timer(active=served.status == "loading")),
             None,
             [head, timer],
             show_progress="hidden",
@@ -99,8 +96,10 @@ def _page(served: Served) -> Any:
     return page
 
 
-def _status(served: Served) -> list[tuple[str, str]]:
-    return [(part.name, part.status) for part in served.parts()]
+def _head(served: Served) -> str:
+    from lm_retrieval.server.ui.html import render
+
+    return render("head.html.j2", version=__version__, parts=[(part.name, part.status) for part in served.parts()])
 
 
 def _login(settings: ServerSettings) -> dict[str, Any]:
@@ -109,5 +108,5 @@ def _login(settings: ServerSettings) -> dict[str, Any]:
     key = settings.api_key.get_secret_value().encode()
     return {
         "auth": lambda _, password: hmac.compare_digest(password.encode(), key),
-        "auth_message": "Any name; the password is the server's key (LMR_API_KEY).",
+        "auth_message": "Type any name; the password is the server's key (LMR_API_KEY).",
     }

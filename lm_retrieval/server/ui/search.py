@@ -13,7 +13,7 @@ import gradio as gr
 
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.errors import LmRetrievalError
+from lm_retrieval.errors import CorpusError, LmRetrievalError
 from lm_retrieval.index.builder import build_index
 from lm_retrieval.progress import watched
 from lm_retrieval.records import Hit
@@ -35,6 +35,8 @@ _ON_CLICK = """element.addEventListener("click", event => {
     const button = event.target.closest("button[data-document]");
     if (button) trigger("click", {document: button.dataset.document});
 });"""
+# on a phone the document stands below all hits
+_READ = "() => setTimeout(() => document.querySelector('#lmr-document article')?.focus(), 100)"
 
 
 def search_tab(served: Served) -> gr.Dropdown:
@@ -88,6 +90,9 @@ def search_tab(served: Served) -> gr.Dropdown:
         words = searcher.matches(text, found.text) if text.strip() else []
         return render("document.html.j2", document=found, pieces=marked(found.text, words))
 
+    def known() -> tuple[Any, str]:
+        return _choice(served), render("hits.html.j2", hits=None, problem=_no_index(served))
+
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
     gr.on(
         [go.click, query.submit, mode.input, index.input],
@@ -96,7 +101,10 @@ def search_tab(served: Served) -> gr.Dropdown:
         [hits, document],
         **quiet,
     )
-    hits.click(show, [query, index], document, **quiet)
+    shown = hits.click(show, [query, index], document, **quiet)
+    shown.success(None, js=_READ, **quiet)
+    # indexes made since the page was put together
+    gr.on(None, known, None, [index, hits], **quiet)
     return index
 
 
@@ -113,10 +121,8 @@ def _upload_part(served: Served, index: gr.Dropdown) -> None:
         wanted = wanted.strip()
         if not paths:
             raise gr.Error("Choose some files.")
-        if not _NAME.fullmatch(wanted):
-            raise gr.Error("A name is letters, digits, '.', '_' and '-'.")
-        if (_INDEXES / wanted).exists() and wanted not in served.uploaded:
-            raise gr.Error(f"There is an index '{wanted}' already; choose another name.")
+        if (problem := _name_problem(served, wanted)) is not None:
+            raise gr.Error(problem)
         state = {"label": "Reading", "done": 0.0, "total": 0.0}
 
         def watch(label: str, done: float, total: float | None) -> None:
@@ -129,19 +135,20 @@ def _upload_part(served: Served, index: gr.Dropdown) -> None:
         ready = gr.update(interactive=True)
         try:
             documents = task.result()
-        except LmRetrievalError as error:
-            yield {status: render("progress.html.j2", label=str(error), done=0, total=0), build: ready}
+        except Exception as error:
+            label = str(error) if isinstance(error, LmRetrievalError) else as_api_error(error).message
+            yield {status: render("progress.html.j2", label=label, done=0, total=0), build: ready}
             return
-        names = list(served.indexes)
         label = f"{documents} documents: search '{wanted}' now."
         yield {
             status: render("progress.html.j2", label=label, done=0, total=0),
-            index: gr.update(choices=names, value=wanted, visible=len(names) > 1),
+            index: _choice(served, wanted),
             build: ready,
         }
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    build.click(run, [files, name], [status, index, build], trigger_mode="once", **quiet)
+    # one after the other: two may have the same name
+    build.click(run, [files, name], [status, index, build], trigger_mode="once", concurrency_limit=1, **quiet)
 
 
 def _build(served: Served, files: list[Path], name: str, watch: Any) -> int:
@@ -153,16 +160,34 @@ def _build(served: Served, files: list[Path], name: str, watch: Any) -> int:
         for place, file in enumerate(files):
             target = Path(folder) / file.name
             shutil.copyfile(file, target if not target.exists() else Path(folder) / f"{place}-{file.name}")
-        with watched(watch):
-            report = build_index(
-                open_corpus(folder),
-                encoder=encoder or Encoder.load("lstm-base"),
-                output=_INDEXES / name,
-                rebuild=True,
-            )
+        try:
+            with watched(watch):
+                report = build_index(
+                    open_corpus(folder),
+                    encoder=encoder or Encoder.load("lstm-base"),
+                    output=_INDEXES / name,
+                    rebuild=True,
+                )
+        except CorpusError as error:
+            # of the copies only the names are known to the user
+            raise CorpusError(str(error).replace(f"{folder}/", "").replace(folder, "these files")) from error
     served.uploaded.add(name)
     served.add_index(_INDEXES / name)
     return report.documents
+
+
+def _name_problem(served: Served, name: str) -> str | None:
+    """Why an index of files cannot be called so; one that was made on the page may be made again."""
+    if not _NAME.fullmatch(name):
+        return "A name is letters, digits, '.', '_' and '-'."
+    if ((_INDEXES / name).exists() or name in served.indexes) and name not in served.uploaded:
+        return f"There is an index '{name}' already; choose another name."
+    return None
+
+
+def _choice(served: Served, name: str | None = None) -> Any:
+    names = list(served.indexes)
+    return gr.update(choices=names, value=name or next(iter(names), None), visible=len(names) > 1)
 
 
 def _no_index(served: Served) -> str:

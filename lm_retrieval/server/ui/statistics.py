@@ -1,7 +1,9 @@
 """Models and statistics: what is served, how it was trained, how it compares, and what has been asked of it."""
 
 import asyncio
+import base64
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -11,6 +13,7 @@ from lm_retrieval.errors import LmRetrievalError
 from lm_retrieval.reporting import plots
 from lm_retrieval.reporting.models import model_table
 from lm_retrieval.reporting.tables import Table
+from lm_retrieval.server.errors import as_api_error
 from lm_retrieval.server.served import Served, ServedModel
 from lm_retrieval.server.ui.html import render
 from lm_retrieval.training.curves import CURVES_NAME, read_metrics
@@ -35,19 +38,21 @@ def statistics_tab(served: Served, tab: gr.Tab) -> None:
     requests = gr.HTML("")
 
     async def run(given: str) -> AsyncIterator[dict[Any, Any]]:
-        sources = [model.source for model in served.models.values() if model.status == "ready"]
-        if not given.strip() or not sources:
-            raise gr.Error("Give a text to score." if sources else "No model is ready.")
+        ready = [model for model in served.models.values() if model.status == "ready"]
+        if not given.strip() or not ready:
+            raise gr.Error("Give a text to score." if ready else "No model is ready.")
         limit = served.settings.limits.max_body_bytes
         if len(given) > limit:
             raise gr.Error(f"At most {limit:,} characters.")
         yield {measure: gr.update(interactive=False), table: render("note.html.j2", text="Measuring …")}
         try:
-            rows = await asyncio.to_thread(compare_models, sources, texts=[given])
-        except LmRetrievalError as error:
-            yield {measure: gr.update(interactive=True), table: render("note.html.j2", text=str(error))}
+            rows = await asyncio.to_thread(compare_models, [model.source for model in ready], texts=[given])
+        except Exception as error:
+            message = str(error) if isinstance(error, LmRetrievalError) else as_api_error(error).message
+            yield {measure: gr.update(interactive=True), table: render("note.html.j2", text=message)}
             return
-        yield {measure: gr.update(interactive=True), table: _table(model_table(rows))}
+        named = [replace(row, name=model.name) for row, model in zip(rows, ready, strict=True)]
+        yield {measure: gr.update(interactive=True), table: _table(model_table(named))}
 
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     measure.click(run, text, [measure, table], trigger_mode="once", concurrency_limit=1, **quiet)
@@ -57,8 +62,8 @@ def statistics_tab(served: Served, tab: gr.Tab) -> None:
 
 def _overview(served: Served) -> str:
     """Sizes by part, and losses against tokens."""
-    models = [model for model in served.models.values() if model.loaded is not None]
-    counts = {model.name: model.language_model.model.parameter_counts() for model in models if model.status == "ready"}
+    models = [model for model in served.models.values() if model.status == "ready"]
+    counts = {model.name: model.language_model.model.parameter_counts() for model in models}
     series, pictures = [], {}
     for model in models:
         folder = model.language_model.folder
@@ -67,9 +72,9 @@ def _overview(served: Served) -> str:
             tokens, losses = ([record[key] for record in records] for key in ("tokens", "validation_loss"))
             series.append((model.name, tokens, losses))
         elif folder and (folder / CURVES_NAME).is_file():
-            # its training kept the picture alone
-            drawn = (folder / CURVES_NAME).read_text(encoding="utf-8")
-            pictures[model.name] = drawn[drawn.index("<svg") :]
+            # its training kept the picture alone, which may come from anywhere: nothing in it is run
+            drawn = base64.b64encode((folder / CURVES_NAME).read_bytes()).decode()
+            pictures[model.name] = f"data:image/svg+xml;base64,{drawn}"
     return render(
         "models.html.j2",
         models=[_facts(model) for model in served.models.values()],

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lm_retrieval.generation import Continuation, Generation, GenerationConfig
-from lm_retrieval.server.errors import ApiError, as_api_error
+from lm_retrieval.server.errors import as_api_error
 from lm_retrieval.server.served import Served, ServedModel
 from lm_retrieval.server.texts import token_ids_of
 from lm_retrieval.server.waiting import out_of_time
@@ -24,7 +24,7 @@ class Written:
     Attributes:
         first_token_seconds: from asking to the first new text; None before it.
         seconds: from asking to now, or to the end.
-        ended: `end` (of the document), `length`, `stop`, `stopped` (by the user), or empty while it goes on.
+        ended: `end` (of the document), `length`, `stop`, `stopped` (by the user), `problem`, or empty while it goes on.
         perplexity: of prompt and text under each model, per token; bits_per_byte the same, comparable between models.
         problem: why there is no text.
     """
@@ -59,27 +59,28 @@ async def write_side_by_side(
     Whoever stops listening stops the models.
     """
     texts = [Written(name) for name in names]
-    futures: list[Future[list[Generation]]] = []
+    running: list[tuple[Written, Future[list[Generation]]]] = []
     started = time.perf_counter()
     limit = served.settings.limits.request_seconds
     try:
         for text in texts:
             try:
-                futures.append(await _begin(served, text, prompt, config, started))
+                running.append((text, await _begin(served, text, prompt, config, started)))
             except Exception as error:
-                text.problem, text.ended = as_api_error(error).message, "problem"
-        while not all(future.done() for future in futures):
-            if time.perf_counter() - started > limit:
-                for text in texts:
-                    text.problem = text.problem or ("" if text.ended else out_of_time(limit).message)
-                break
+                _fail(text, error)
+        while not all(future.done() for _, future in running) and time.perf_counter() - started < limit:
             yield _copies(texts, started)
             await asyncio.sleep(_SHOW_SECONDS)
+        for text, future in running:
+            future.cancel()  # changes nothing where it is done
+            problem = out_of_time(limit) if future.cancelled() else future.exception()
+            if problem is not None:
+                _fail(text, problem)
         yield _copies(texts, started)
         await _add_perplexities(served, prompt, texts)
         yield _copies(texts, started)
     finally:
-        for future in futures:
+        for _, future in running:
             future.cancel()
 
 
@@ -107,6 +108,8 @@ async def _begin(
 
     def listen(_: int, row: Continuation) -> None:
         """In the model's thread: what has been written so far."""
+        if text.problem:
+            return
         now = time.perf_counter() - started
         if text.first_token_seconds is None:
             text.first_token_seconds = now
@@ -133,10 +136,15 @@ async def _add_perplexities(served: Served, prompt: str, texts: list[Written]) -
             try:
                 scored = judge.perplexity([whole], tokens=[max(1, len(whole) // 4)])
                 (report,) = await asyncio.wait_for(asyncio.wrap_future(scored), served.settings.limits.request_seconds)
-            except (ApiError, TimeoutError):
-                continue  # the text itself is worth showing without it
+            except Exception as error:
+                as_api_error(error)  # logged; the text itself is worth showing without it
+                continue
             text.perplexity[judge.name] = report.perplexity
             text.bits_per_byte[judge.name] = report.bits_per_byte
+
+
+def _fail(text: Written, error: BaseException) -> None:
+    text.problem, text.ended = as_api_error(error).message, "problem"
 
 
 def _copies(texts: list[Written], started: float) -> list[Written]:
