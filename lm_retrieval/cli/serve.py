@@ -28,7 +28,7 @@ from lm_retrieval.cli.options import Command, device_option, dtype_option
 @click.option(
     "--page/--no-page",
     default=None,
-    help="The web page under /ui.  [default: LMR_PAGE, else if the extra ui is installed]",
+    help="The web page under /ui.  [default: LMR_PAGE, else if extra ui is there]",
 )
 @dtype_option("float32")
 @device_option

@@ -112,7 +112,7 @@ def page_installed() -> bool:
 
 
 def read_environment(environment: Mapping[str, str] = os.environ) -> dict[str, object]:
-    """Settings by name from PORT, ALLOWED_ORIGIN (comma-separated), LMR_API_KEY and LMR_PAGE (0 or 1), where they are set.
+    """Settings by name from PORT, ALLOWED_ORIGIN (comma-separated), LMR_API_KEY and LMR_PAGE (0 or 1).
 
     Raises:
         ConfigError: PORT is not a port, or LMR_PAGE neither 0 nor 1.
