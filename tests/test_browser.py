@@ -589,7 +589,8 @@ def undescribed(tab: Tab) -> list[str]:
                 const told = e => e.closest("[aria-hidden=true], [aria-label], figure:has(figcaption)")
                     || e.id === "js-plotly-tester"
                     || e.closest("button, label, .block-label, .label")?.textContent.trim();
-                return [...document.querySelectorAll("img:not([alt]), svg:not(.dropdown-arrow)")].filter(e => shown(e) && !told(e))
+                return [...document.querySelectorAll("img:not([alt]), svg:not(.dropdown-arrow)")]
+                    .filter(e => shown(e) && !told(e))
                     .map(e => e.parentElement.outerHTML.slice(0, 300));
             }"""
         )
