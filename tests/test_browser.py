@@ -92,7 +92,7 @@ def visits(browser: Any, url: str) -> Iterator[Callable[..., Tab]]:
 
     def visit(**options: Any) -> Tab:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
-        context.set_default_timeout(8_000)
+        context.set_default_timeout(20_000)
         tab = Tab(context.new_page())
         context.on("request", lambda request: tab.requests.append(request.url))
         tab.page.on("console", lambda said: said.type == "error" and tab.problems.append(said.text))
@@ -589,7 +589,8 @@ def undescribed(tab: Tab) -> list[str]:
                 const told = e => e.closest("[aria-hidden=true], [aria-label], figure:has(figcaption)")
                     || e.id === "js-plotly-tester"
                     || e.closest("button, label, .block-label, .label")?.textContent.trim();
-                return [...document.querySelectorAll("img:not([alt]), svg")].filter(e => shown(e) && !told(e))
+                return [...document.querySelectorAll("img:not([alt]), svg:not(.dropdown-arrow)")]
+                    .filter(e => shown(e) && !told(e))
                     .map(e => e.parentElement.outerHTML.slice(0, 300));
             }"""
         )
@@ -600,7 +601,7 @@ def test_the_key_is_asked_for_once(browser: Any, make_checkpoint: Callable[..., 
     settings = settings_of({"rnn": make_checkpoint("lstm")}, page=True, api_key="open sesame")
     with serving(settings) as started:
         page = browser.new_context().new_page()
-        page.set_default_timeout(8_000)
+        page.set_default_timeout(20_000)
         page.goto(f"{started.url}/ui/")
         for key in ("wrong", "open sesame"):
             page.get_by_label("username").fill("me")

@@ -34,6 +34,8 @@ def mount_page(app: FastAPI, served: Served) -> None:
     scratch = tempfile.mkdtemp(prefix="lmr-ui-")
     os.environ["GRADIO_TEMP_DIR"] = scratch
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # a summary of all events, which nothing here shows: by default made anew after each of them
+    os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"
     import gradio as gr
 
     # browsers ask for it at the root
