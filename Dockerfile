@@ -1,14 +1,15 @@
 # lm_retrieval as a server, CPU only:
 #
-#     docker build -t lm_retrieval .
+#     docker build -t lm_retrieval --build-arg TORCH_INDEX=URL .
 #     docker run --rm -p 127.0.0.1:8000:8000 -e LMR_API_KEY=secret -v "$PWD/indexes:/data/indexes:ro" lm_retrieval
 
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build
-# On Linux the usual torch brings gigabytes of CUDA along; PyTorch's own index has one for CPUs. What torch needs comes
-# from the usual place, with the rest. For a mirror, or for a GPU: docker build --build-arg TORCH_INDEX=…
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# On Linux the usual torch brings gigabytes of CUDA along. PyTorch has an index of wheels for CPUs: its installation page,
+# https://pytorch.org/get-started/locally, names it under "CPU". A mirror of your own does as well.
+ARG TORCH_INDEX
+RUN test -n "$TORCH_INDEX" || { echo "give --build-arg TORCH_INDEX=URL: PyTorch's index of CPU wheels"; exit 1; }
 RUN python -m venv /opt/lmr
 ENV PATH=/opt/lmr/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
