@@ -128,9 +128,9 @@ def set_tokens(tab: Tab, tokens: int) -> None:
     field.fill(str(tokens))
 
 
-def test_texts_grow_while_they_are_written(visit: Callable[..., Tab]) -> None:
+def test_texts_grow_while_they_are_written(visit: Callable[..., Tab], slow: None) -> None:
     tab = visit()
-    generate(tab, "the river", tokens=400, wait=False)
+    generate(tab, "the river", tokens=60, wait=False)
     assert tab.page.title() == "lm_retrieval"
     lengths = []
     eventually(lambda: lengths.append(growing(tab)) or len({*lengths} - {None}) > 4)
