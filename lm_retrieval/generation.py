@@ -159,6 +159,20 @@ def filter_logits(logits: Tensor, *, config: GenerationConfig, seen: Tensor | No
     return scores
 
 
+def draw(scores: Tensor, *, generator: torch.Generator) -> int:
+    """An id drawn from the distribution of (V,) logits: one number is looked up in the sums of the probabilities.
+
+    torch.multinomial draws a number for each id, which takes longer than a step of a small model.
+    """
+    left = scores.isfinite().nonzero()[:, 0]
+    if len(left) < len(scores):
+        # the least probable last: whether a filter has just kept it or not then changes next to nothing
+        left = left[scores[left].argsort(descending=True, stable=True)]
+    sums = scores[left].softmax(0, dtype=torch.float64).cumsum(0)
+    drawn = torch.rand(1, dtype=torch.float64, generator=generator) * sums[-1]
+    return int(left[min(int(torch.searchsorted(sums, drawn, right=True)), len(left) - 1)])
+
+
 class Continuation:
     """One prompt on its way: its tokens, its random generator and its stopping rule.
 
@@ -206,10 +220,7 @@ class Continuation:
         seen = torch.tensor(sorted(self._seen)) if self.config.repetition_penalty != 1 else None
         if self.config.do_sample:
             scores = filter_logits(logits, config=self.config, seen=seen)
-            # among those that are left: drawing from the whole vocabulary takes longer than a step of a small model
-            left = scores.isfinite().nonzero()[:, 0]
-            drawn = torch.multinomial(scores[left].softmax(0), 1, generator=self._generator)
-            chosen = int(left[drawn])
+            chosen = draw(scores, generator=self._generator)
         else:
             penalty = replace(self.config, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
             chosen = int(filter_logits(logits, config=penalty, seen=seen).argmax())

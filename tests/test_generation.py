@@ -11,7 +11,7 @@ import torch
 
 from lm_retrieval.config import BigramConfig, GptConfig, LstmConfig, TokenizerConfig, TransformerConfig
 from lm_retrieval.errors import ConfigError
-from lm_retrieval.generation import PRESETS, GenerationConfig, filter_logits, generate, stream
+from lm_retrieval.generation import PRESETS, GenerationConfig, draw, filter_logits, generate, stream
 from lm_retrieval.models import LanguageModel, build_model
 from lm_retrieval.tokenizer import Tokenizer
 
@@ -112,6 +112,18 @@ def test_greedy_decoding_with_a_cache_equals_recomputing_the_whole_prefix_for_ev
     assert len(used) > 8  # not one token over and over
 
 
+def test_ids_are_drawn_as_often_as_they_are_probable() -> None:
+    scores = torch.tensor([0.0, -math.inf, 1.0, 2.0, -math.inf, -1.0, -math.inf])
+    generator = torch.Generator().manual_seed(0)
+    count = 20_000
+    drawn = torch.bincount(torch.tensor([draw(scores, generator=generator) for _ in range(count)]), minlength=7)
+    expected = scores.softmax(0)
+    assert not drawn[expected == 0].any()
+    # five standard errors
+    assert ((drawn / count - expected).abs() <= 5 * (expected * (1 - expected) / count).sqrt()).all()
+    assert draw(torch.tensor([-math.inf, -3.0]), generator=generator) == 1
+
+
 @pytest.mark.parametrize("kind", NEURAL)
 def test_sampling_with_a_cache_equals_drawing_from_recomputed_filtered_scores(tokenizer, kind):
     model = make(kind, tokenizer)
@@ -119,8 +131,7 @@ def test_sampling_with_a_cache_equals_drawing_from_recomputed_filtered_scores(to
     start, generator = len(ids), torch.Generator().manual_seed(SAMPLED.seed)
     for _ in range(SAMPLED.max_new_tokens):
         scores = filter_logits(next_scores(model, ids), config=SAMPLED, seen=torch.tensor(sorted(set(ids))))
-        left = scores.isfinite().nonzero()[:, 0]
-        ids.append(int(left[torch.multinomial(scores[left].softmax(0), 1, generator=generator)]))
+        ids.append(draw(scores, generator=generator))
     (result,) = generate(model, tokenizer=tokenizer, prompts=["the cat"], config=SAMPLED)
     assert list(result.token_ids) == ids[start:]
 
