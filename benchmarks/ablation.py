@@ -41,7 +41,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "base-words.toml"
 # small enough for the language model to take its steps within minutes; the steps are the only limit
 ALIKE = ("training.batch_size=256", "tuning.max_length_tokens=64", "tuning.spans_per_positive=0")
 ALIKE += ("training.eval_interval_steps=50",)
-STEPS_ONLY = "training.max_time_seconds=1e6"
+STEPS_ONLY = ("training.max_time_seconds=1e6", "training.max_epochs=1000")
 WITH_STATES = ("tuning.words_only=false", "tuning.train_language_model=true")
 AS_IT_IS = {"as it is, mean": "none", "as it is, centred": "center", "as it is, whitened": "whiten"}
 WORDS, DISTILLED, TUNED = "token vectors alone, distilled", "contrastive + distillation", "tuned on the corpus"
@@ -89,7 +89,7 @@ def main(
             raise click.UsageError("--pairs and --teacher are needed")
         train = partial(trained, open_corpus(pairs), teacher)
         work.mkdir(parents=True, exist_ok=True)
-        budget = (*ALIKE, STEPS_ONLY, f"tuning.max_pairs={max_pairs}")
+        budget = (*ALIKE, *STEPS_ONLY, f"tuning.max_pairs={max_pairs}")
         for seed, row, model, pretrained in product(seeds, chosen, models, (True, False)):
             name, _, folder = model.partition("=")
             start = partial(starting_point, find_checkpoint(folder), seed, pretrained=pretrained)
@@ -105,7 +105,7 @@ def main(
             encoder = partial(train, start, settings, output)
             if row == TUNED:
                 key["tuning_steps"] = tuning_steps
-                own = (STEPS_ONLY, f"training.max_steps={tuning_steps}", f"training.seed={seed}")
+                own = (*STEPS_ONLY, f"training.max_steps={tuning_steps}", f"training.seed={seed}")
                 make = partial(tuned, encoder, load_config(overrides=own, defaults=tuning_config()))
             else:
                 make = partial(loaded, encoder)
