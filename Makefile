@@ -1,5 +1,6 @@
 # make demo   everything once, on the built-in corpus      make test   what CI runs
-# make check  lint, types, layers only                     make bench  measurements
+# make serve  web page and API                             make bench  measurements
+# make check  lint, types, layers only
 # make base-lstm PAIRS=folder TEACHER=folder                train the shipped encoder again (also base-transformer)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ DEMO := checkpoints/demo
 # one thread per test process: two processes fill two cores
 TEST_PROCESSES ?= 2
 
-.PHONY: demo test check bench base-lstm base-transformer clean
+.PHONY: demo serve test check bench base-lstm base-transformer clean
 
 demo: $(VENV)/.core
 	$(LMR) corpus build python-docs
@@ -25,10 +26,15 @@ demo: $(VENV)/.core
 	@echo "Next:"
 	@echo "  source $(BIN)/activate                      so that 'lmr' is found"
 	@echo "  lmr search \"your own question\"              ask the index that was just built"
+	@echo "  make serve                                  the same in a browser, with both shipped models side by side"
 	@echo "  lmr embed PATH/TO/YOUR/NOTES                index your own text"
 	@echo "  lmr tune PATH/TO/YOUR/NOTES --output checkpoints/notes    teach an encoder your text"
 	@echo "  lmr train configs/lstm.toml --corpus TEXT --output checkpoints/mine    a language model of your own"
 	@echo "  lmr --help                                  everything else"
+
+# the shipped models and the index built last on http://127.0.0.1:8000, with the web page
+serve: $(VENV)/.serve
+	$(LMR) serve --open
 
 test: check
 	OMP_NUM_THREADS=1 LMR_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist worksteal -q
@@ -41,7 +47,7 @@ check: $(VENV)/.dev
 
 # the quick form of every table; the full ones are in README, each with its command
 bench: $(VENV)/.dev
-	@for name in tokenizing encode padding train search growth "precision --text README.md" generate; do \
+	@for name in tokenizing encode padding train search serve growth "precision --text README.md" generate; do \
 	    set -- $$name; script=$$1; shift; echo; echo "== $$script"; \
 	    case $$script in generate) corpus= ;; *) corpus=corpora/python-docs ;; esac; \
 	    $(BIN)/python benchmarks/$$script.py --quick "$$@" $$corpus || exit 1; done
@@ -64,6 +70,11 @@ $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	$(PIP) --editable .
 	@touch $@
+
+$(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[ui]'
+	@touch $@ $(VENV)/.core
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (a few minutes the first time)"

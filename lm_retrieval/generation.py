@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lm_retrieval.errors import ConfigError
 from lm_retrieval.models import LanguageModel, State
-from lm_retrieval.scoring import TokenScore, token_score
+from lm_retrieval.scoring import GrowingText, TokenScore, token_score
 from lm_retrieval.tokenizer import TextTokenizer, prompt_ids
 
 FinishReason = Literal["length", "stop", "eos", "cancelled"]
@@ -142,13 +142,17 @@ def filter_logits(logits: Tensor, *, config: GenerationConfig, seen: Tensor | No
     scores /= config.temperature
     if 0 < config.top_k < len(scores):
         # exactly k tokens stay, also when scores tie
-        top = scores.topk(config.top_k)
-        scores = torch.full_like(scores, -math.inf).scatter(0, top.indices, top.values)
-    if config.top_p < 1:
+        ordered, order = scores.topk(config.top_k)
+    elif config.top_p < 1:
         ordered, order = scores.sort(descending=True, stable=True)
+    else:
+        ordered, order = scores, None
+    if config.top_p < 1:
         probabilities = ordered.softmax(0)
         before = probabilities.cumsum(0) - probabilities
-        scores[order[before >= config.top_p]] = -math.inf
+        ordered = ordered.masked_fill(before >= config.top_p, -math.inf)
+    if order is not None:
+        scores = torch.full_like(scores, -math.inf).scatter(0, order, ordered)
     if config.min_p > 0:
         probabilities = scores.softmax(0)
         scores[probabilities < config.min_p * probabilities.max()] = -math.inf
@@ -181,13 +185,15 @@ class Continuation:
         self.tokenizer, self.config, self.top_scores = tokenizer, config, top_scores
         self.token_ids = prompt_ids(tokenizer, prompt)
         self.prompt_length = len(self.token_ids)
-        self.prompt_text = tokenizer.decode(self.token_ids)
-        self.prompt = prompt if isinstance(prompt, str) else self.prompt_text
         self.log_probability = 0.0
         self.scores: list[TokenScore] = []
         self.finish_reason: FinishReason | None = None
         self.text = ""
         self._taken = 0
+        self._seen = set(self.token_ids)
+        self._decoder = GrowingText(tokenizer, self.token_ids)
+        self.prompt_text = self._decoder.text
+        self.prompt = prompt if isinstance(prompt, str) else self.prompt_text
         self._generator = torch.Generator().manual_seed(config.seed)
 
     @property
@@ -197,10 +203,13 @@ class Continuation:
 
     def choose(self, logits: Tensor) -> None:
         """Adds one token, drawn from (V,) float32 logits on the CPU."""
-        seen = torch.tensor(sorted(set(self.token_ids)))
+        seen = torch.tensor(sorted(self._seen)) if self.config.repetition_penalty != 1 else None
         if self.config.do_sample:
             scores = filter_logits(logits, config=self.config, seen=seen)
-            chosen = int(torch.multinomial(scores.softmax(0), 1, generator=self._generator))
+            # among those that are left: drawing from the whole vocabulary takes longer than a step of a small model
+            left = scores.isfinite().nonzero()[:, 0]
+            drawn = torch.multinomial(scores[left].softmax(0), 1, generator=self._generator)
+            chosen = int(left[drawn])
         else:
             penalty = replace(self.config, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
             chosen = int(filter_logits(logits, config=penalty, seen=seen).argmax())
@@ -212,7 +221,8 @@ class Continuation:
             return
         self.log_probability += score.log_probability
         self.token_ids.append(chosen)
-        self.text = self.tokenizer.decode(self.token_ids)[len(self.prompt_text) :]
+        self._seen.add(chosen)
+        self.text = self._decoder.add(chosen)[len(self.prompt_text) :]
         cut = _first_stop(self.text, self.config.stop_strings)
         if cut is not None:
             self.text, self.finish_reason = self.text[:cut], "stop"

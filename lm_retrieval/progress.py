@@ -2,12 +2,16 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 LOG_INTERVAL_SECONDS = 10.0
 logger = logging.getLogger(__name__)
+Watcher = Callable[[str, float, float | None], None]
+"""Called with what is being done, how much of it has been, and of how much in all where that is known."""
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 class Advance(Protocol):
@@ -18,7 +22,11 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(description: str, *, total: float | None = None) -> Iterator[Advance]:
-    """Shows how far a long piece of work has come. Nothing is shown unless the CLI turned display on."""
+    """Shows how far a long piece of work has come. Nothing is shown unless the CLI or `watched` turned display on."""
+    watcher = _watcher.get()
+    if watcher is not None:
+        yield _Watched(watcher, description, total)
+        return
     if not logger.isEnabledFor(logging.INFO):
         yield silent
         return
@@ -30,6 +38,16 @@ def progress(description: str, *, total: float | None = None) -> Iterator[Advanc
             yield advance
     else:
         yield _LogLines(description, total)
+
+
+@contextmanager
+def watched(watcher: Watcher) -> Iterator[None]:
+    """Work begun in this block and thread reports to `watcher` instead."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 def silent(steps: float = 1, *, note: str = "") -> None:
@@ -62,6 +80,19 @@ def _bar(console: object, description: str, total: float | None) -> Iterator[Adv
                 display.update(task, advance=steps)
 
         yield advance
+
+
+class _Watched:
+    """Progress for a program."""
+
+    def __init__(self, watcher: Watcher, description: str, total: float | None) -> None:
+        self.watcher, self.description, self.total = watcher, description, total
+        self.done = 0.0
+        watcher(description, 0.0, total)
+
+    def __call__(self, steps: float = 1, *, note: str = "") -> None:
+        self.done += steps
+        self.watcher(self.description, self.done, self.total)
 
 
 class _LogLines:

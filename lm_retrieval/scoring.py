@@ -54,22 +54,43 @@ def score_tokens(model: LanguageModel, sequences: Sequence[Sequence[int]], *, to
     return results
 
 
+class GrowingText:
+    """The text of tokens that come one by one; the time for one does not grow with the text.
+
+    Attributes:
+        text: of all tokens so far; an unfinished character at its end is U+FFFD.
+        settled: how much of it no later token can change, in characters.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer, token_ids: Sequence[int] = ()) -> None:
+        """Begins with some tokens."""
+        self._tokenizer, self._ids = tokenizer, list(token_ids)
+        # decoding goes on from `start`; what is known are the characters before `read`
+        self._start, self._read = 0, len(self._ids)
+        self.text = self._known = tokenizer.decode(self._ids)
+        self.settled = len(self.text)
+
+    def add(self, token_id: int) -> str:
+        """The text with one more token."""
+        self._ids.append(token_id)
+        window = self._tokenizer.decode(self._ids[self._start :])
+        self.text = self.text[: self.settled] + window[len(self._known) :]
+        if not window.endswith(_UNFINISHED):
+            self.settled = len(self.text)
+            self._start, self._read = self._read, len(self._ids)
+            self._known = self._tokenizer.decode(self._ids[self._start : self._read])
+        return self.text
+
+
 def token_offsets(tokenizer: TextTokenizer, token_ids: Sequence[int]) -> list[int]:
     """Where in the decoded text each token begins, in characters.
 
     A token that only begins or continues a character begins where that character does.
     """
-    offsets, length = [], 0
-    start = read = 0  # decoding from `start`, everything before `read` has been counted
-    known = ""
-    for place in range(len(token_ids)):
-        offsets.append(length)
-        text = tokenizer.decode(token_ids[start : place + 1])
-        if text.endswith(_UNFINISHED) and place + 1 < len(token_ids):
-            continue
-        length += len(text) - len(known)
-        start, read = read, place + 1
-        known = tokenizer.decode(token_ids[start:read])
+    text, offsets = GrowingText(tokenizer), []
+    for token_id in token_ids:
+        offsets.append(text.settled)
+        text.add(token_id)
     return offsets
 
 

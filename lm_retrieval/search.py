@@ -172,6 +172,35 @@ class Searcher:
             raise IndexFormatError(f"{self.folder}: no document '{doc_id}'")
         return self._store.document(row)
 
+    def encode(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """(Q, D) unit vectors of queries."""
+        light = self.query_encoder
+        if light is not None:
+            token_ids = light.tokenizer.encode_batch(queries)
+            if max(map(len, token_ids)) <= light.max_seq_length:
+                return light.encode_tokens(token_ids)
+        return self.encoder.encode(list(queries), normalize_embeddings=True)
+
+    def matches(self, query: str, text: str) -> list[Span]:
+        """Where words of the query stand in a text."""
+        analyzer = self.lexical.analyzer
+        return analyzer.matches(text, frozenset(analyzer.terms(query)))
+
+    def sample(self, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """At most so many chunks, evenly spaced: their numbers and (N, D) vectors."""
+        chunks = len(self._chunks)
+        numbers = np.unique(np.linspace(0, chunks - 1, min(count, chunks)).round().astype(np.int64))
+        return numbers, self._store.vectors_at(numbers)
+
+    def nearest(self, vector: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The `k` chunks nearest to a vector (D,), best first: their numbers and (K, D) vectors."""
+        numbers = self.vectors.search(vector[None], k)[0].rows
+        return numbers, self._store.vectors_at(numbers)
+
+    def chunk_document(self, number: int) -> Document:
+        """The document that a chunk is of."""
+        return self._store.document(int(self._chunks[number, 0]))
+
     # --- parts, opened when first needed -----------------------------------------------------------------------------
 
     @cached_property
@@ -245,16 +274,8 @@ class Searcher:
     def _dense(self, queries: Sequence[str], k: int) -> list[Ranking]:
         rankings: list[Ranking] = []
         for start in range(0, len(queries), _BATCH_QUERIES):
-            rankings += self._best_chunks(self._vectors_of(queries[start : start + _BATCH_QUERIES]), k)
+            rankings += self._best_chunks(self.encode(queries[start : start + _BATCH_QUERIES]), k)
         return rankings
-
-    def _vectors_of(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        light = self.query_encoder
-        if light is not None:
-            token_ids = light.tokenizer.encode_batch(queries)
-            if max(map(len, token_ids)) <= light.max_seq_length:
-                return light.encode_tokens(token_ids)
-        return self.encoder.encode(list(queries), normalize_embeddings=True)
 
     def _by_likelihood(self, query: str, ranking: Ranking, k: int) -> Ranking:
         """The first documents by score and query likelihood, both in 0..1; the others follow in their order."""

@@ -1,8 +1,10 @@
 """A real server on a loopback port, in a thread of the test process."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +43,8 @@ class Running:
 @contextmanager
 def serving(settings: ServerSettings, *, wait: bool = True) -> Iterator[Running]:
     """Serves until the block ends; with `wait` everything is loaded when it begins."""
-    app = create_app(settings)
+    with ThreadPoolExecutor(1) as pool:
+        app = pool.submit(asyncio.run, _created(settings)).result()
     listening = listen(settings.model_copy(update={"port": 0}))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=10))
@@ -57,6 +60,11 @@ def serving(settings: ServerSettings, *, wait: bool = True) -> Iterator[Running]
         server.should_exit = True
         thread.join()
         listening.close()
+
+
+async def _created(settings: ServerSettings) -> FastAPI:
+    """In a loop: gradio would otherwise open one and leave it."""
+    return create_app(settings)
 
 
 def settings_of(models: dict[str, Path | str], **options: Any) -> ServerSettings:

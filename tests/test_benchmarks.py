@@ -80,6 +80,15 @@ def test_search_finds_what_the_libraries_find(collection: Path) -> None:
     assert [row[-1] for row in rows] == ["yes", "yes"]
 
 
+def test_serve_answers_everything_and_batches(collection: Path) -> None:
+    output = run("serve", collection)
+    rows = table(output)
+    assert [row[0] for row in rows[:5]] == ["embeddings", "tokenize", "search", "generate", "health"]
+    assert all(row[-1].startswith("200: ") for row in rows[:5])
+    assert "flat" in output
+    assert [float(row[3]) for row in rows[-3::2]] == [1, 128]  # texts in a batch
+
+
 def test_growth(collection: Path, tmp_path: Path) -> None:
     rows = table(run("growth", collection, "--sizes", 100, "--folder", tmp_path))
     assert [row[5] for row in rows] == ["Flat", "HNSW32"]

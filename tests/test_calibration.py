@@ -165,6 +165,14 @@ def test_of_a_tuned_encoder_only_documents_it_never_learns_from_are_asked() -> N
         assert {text.split()[0].removeprefix("own") for text in queries if text.startswith("own")} <= reserved
 
 
+def test_a_tuned_encoder_gets_no_more_than_what_helped_on_judged_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_MIN_QUERIES", 5)
+    documents = dotted(120)
+    assert calibrate(documents, encode=dot_encoder).dense_weight > 0.4
+    found = calibrate(documents, encode=dot_encoder, tuned=True)
+    assert (found.dense_weight, found.queries > 0) == (0.4, True)
+
+
 # ---------------------------------------------------------------- with an index
 
 

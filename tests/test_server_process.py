@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -86,7 +89,7 @@ def test_without_arguments_the_shipped_models_and_the_newest_index(
             ("rnn", "lstm"),
             ("transformer", "transformer"),
         ]
-        assert health["index"] == {"name": "mine", "status": "ready", "documents": 10}
+        assert health["indexes"] == [{"name": "mine", "status": "ready", "documents": 10}]
         answer = started.client.post("/generate", json={"prompt": "The river", "max_tokens": 5}).json()
         assert set(answer) == {"rnn", "transformer"}
         assert started.client.get("/search", params={"q": "river"}).json()["hits"]
@@ -175,8 +178,6 @@ def test_what_cannot_be_served_is_said_at_once(lmr: Callable[..., Said], argumen
 
 
 def test_a_port_that_is_taken_or_none(lmr: Callable[..., Said], monkeypatch: pytest.MonkeyPatch) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         said = lmr("serve", "--port", str(taken.getsockname()[1]))
     assert (said.code, "choose another --host or --port" in said.stderr) == (1, True)
@@ -201,6 +202,38 @@ def test_without_the_extra_the_message_says_how_to_install_it(
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     said = lmr("serve")
     assert (said.code, "lm_retrieval[serve]" in said.stderr) == (1, True)
+
+
+def test_several_workers_behind_one_port(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    section = (ROOT / "README.md").read_text().split("## Running it for others", 1)[1]
+    (command,) = re.findall(r"(?<=\bLMR_THREADS=1 )uvicorn .*\\\n.*", section)
+    arguments = shlex.split(command.replace("\\\n", " ").replace("--workers 4", f"--workers 2 --port {port}"))[1:]
+    with (tmp_path / "log").open("w") as log:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "LMR_THREADS": "1", "OMP_NUM_THREADS": "1", "LMR_API_KEY": "secret"},
+            stderr=log,
+        )
+    said = (tmp_path / "log").read_text
+    headers = {"Authorization": "Bearer secret"}
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False, headers=headers) as client:
+        try:
+            eventually(lambda: said().count("Application startup complete") == 2 or started.poll(), seconds=60)
+            assert len(set(re.findall(r"Started server process \[(\d+)\]", said()))) == 2
+            eventually(lambda: client.get("/health").status_code == 200, seconds=60)
+            texts = client.post("/generate/rnn", json={"prompt": "The river", "max_tokens": 3})
+            assert texts.json()["generated_text"]
+            assert httpx.get(client.base_url.join("/metrics"), trust_env=False).status_code == 401
+            if find_spec("uvloop") is not None:  # without it every answer waits 40 ms for an acknowledgement
+                before = time.perf_counter()
+                assert all(client.get("/").status_code == 200 for _ in range(20))
+                assert time.perf_counter() - before < 20 * 0.03
+        finally:
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(60) in (0, -signal.SIGTERM)
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm_eval")

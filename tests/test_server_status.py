@@ -48,7 +48,7 @@ def test_health_when_everything_is_loaded(running: Running) -> None:
     assert answer.status_code == 200
     body = answer.json()
     assert body["status"] == "ready"
-    assert body["index"] is None
+    assert body["indexes"] == []
     assert [(model["name"], model["kind"], model["embeddings"]) for model in body["models"]] == [
         ("rnn", "lstm", True),
         ("transformer", "transformer", True),

@@ -24,30 +24,51 @@ from lm_retrieval.cli.options import Command, device_option, dtype_option
     multiple=True,
     help="Web origin whose pages may call the server, or *; repeatable.  [default: ALLOWED_ORIGIN, else none]",
 )
+@click.option("--open", "show", is_flag=True, help="Open the web page in a browser when everything is loaded.")
+@click.option(
+    "--page/--no-page",
+    default=None,
+    help="The web page under /ui.  [default: LMR_PAGE, else if extra ui is there]",
+)
 @dtype_option("float32")
 @device_option
 def serve(
-    models: tuple[str, ...], index: str | None, port: int | None, origins: tuple[str, ...], **options: Any
+    models: tuple[str, ...],
+    index: str | None,
+    port: int | None,
+    origins: tuple[str, ...],
+    show: bool,
+    page: bool | None,
+    **options: Any,
 ) -> None:
-    """Serve models and an index over HTTP: REST, and OpenAI's completions and embeddings.
+    """Serve models and an index over HTTP: a web page, REST, and OpenAI's completions and embeddings.
 
     With LMR_API_KEY set, requests need it as `Authorization: Bearer KEY`.
 
     \b
     Example:
-      lmr serve
+      lmr serve --open
       lmr serve --model custom=checkpoints/mine --model gpt2=hf:models/gpt2 --index demo --port 9000
       curl localhost:8000/generate -H 'Content-Type: application/json' -d '{"prompt": "The river"}'
     """
-    settings = _settings(models, index, port, origins, options)
-    from lm_retrieval.server.app import create_app
+    settings = _settings(models, index, port, origins, page=True if show else page, **options)
     from lm_retrieval.server.run import serve as run
 
-    run(create_app(settings), settings, announce=lambda address: click.echo(f"{address}  (docs: {address}/docs)"))
+    run(
+        settings,
+        announce=lambda address: click.echo(f"{address}  (API: {address}/docs)"),  # `/` leads a browser to the page
+        show=show,
+    )
 
 
 def _settings(
-    models: tuple[str, ...], index: str | None, port: int | None, origins: tuple[str, ...], options: dict[str, Any]
+    models: tuple[str, ...],
+    index: str | None,
+    port: int | None,
+    origins: tuple[str, ...],
+    *,
+    page: bool | None,
+    **options: Any,
 ) -> Any:
     """The server's settings, with everything checked that can be before loading."""
     from pydantic import ValidationError
@@ -64,6 +85,7 @@ def _settings(
     from lm_retrieval.server.settings import (
         ServerSettings,
         default_index,
+        page_installed,
         parse_model,
         read_environment,
         split_origins,
@@ -76,6 +98,9 @@ def _settings(
         chosen["allowed_origins"] = split_origins(origins)
     if models:
         chosen["models"] = tuple(parse_model(model) for model in models)
+    chosen["page"] = chosen.get("page", page_installed()) if page is None else page
+    if chosen["page"] and not page_installed():
+        raise MissingExtraError("the web page", extra="ui")
     chosen["index"] = default_index() if index is None else None if index == "none" else find_index(index)
     try:
         settings = ServerSettings.model_validate(chosen)

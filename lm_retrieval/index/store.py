@@ -182,6 +182,19 @@ class Store:
         flat = column.flatten() if isinstance(column, pyarrow.FixedSizeListArray) else column.chunk(0).flatten()
         return np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(-1, dim)
 
+    def vectors_at(self, chunks: NDArray[np.int64]) -> Vectors:
+        """(N, D) vectors of chunks by their numbers, in the order given."""
+        firsts = np.cumsum([0, *(sum(self.chunk_counts(number)) for number in range(self.num_shards))])
+        shards = np.searchsorted(firsts, chunks, side="right") - 1
+        found: Vectors | None = None
+        for number in np.unique(shards).tolist():
+            vectors = self.vectors(number)
+            wanted = np.flatnonzero(shards == number)
+            if found is None:
+                found = np.empty((len(chunks), vectors.shape[1]), np.float32)
+            found[wanted] = vectors[chunks[wanted] - firsts[number]]
+        return np.zeros((0, 0), np.float32) if found is None else found
+
     def _read_embeddings(self, number: int, columns: list[str]) -> Any:
         from pyarrow import parquet
 

@@ -47,6 +47,10 @@ def create_app(settings: ServerSettings | None = None) -> FastAPI:
     add_handlers(app)
     for part in (status, generation, openai, retrieval, text):
         app.include_router(part.router)
+    if settings.page:
+        from lm_retrieval.server.ui.page import mount_page  # gradio takes seconds to import
+
+        mount_page(app, served)
     # the last one added is the first that a request meets
     app.add_middleware(BodyLimit, max_bytes=settings.limits.max_body_bytes, seconds=settings.limits.request_seconds)
     if settings.api_key is not None:

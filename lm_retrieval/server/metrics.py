@@ -1,6 +1,7 @@
 """Figures about the running server in Prometheus' text format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -55,6 +56,38 @@ class Metrics:
         """The part of one worker thread; `unfinished` counts what it has accepted and not finished."""
         self._waiting.labels(name).set_function(unfinished)
         return WorkerMetrics(self, name)
+
+    def endpoints(self) -> list[dict[str, Any]]:
+        """For each path that was asked: requests, errors (status 400 and above), mean milliseconds."""
+        rows: dict[str, dict[str, Any]] = {}
+        for labels, value in self._samples("lmr_requests_total"):
+            row = rows.setdefault(labels["path"], {"path": labels["path"], "requests": 0, "errors": 0})
+            row["requests"] += int(value)
+            row["errors"] += int(value) if int(labels["status"]) >= 400 else 0
+        for labels, value in self._samples("lmr_request_seconds_sum"):
+            rows[labels["path"]]["mean_milliseconds"] = 1000 * value / max(1, rows[labels["path"]]["requests"])
+        return sorted(rows.values(), key=lambda row: -int(row["requests"]))
+
+    def workers(self) -> list[dict[str, Any]]:
+        """For each worker: batches, mean texts in one, tokens written, requests unfinished, turned away, given up."""
+        rows: dict[str, dict[str, Any]] = {}
+        named = {
+            "lmr_unfinished_requests": "unfinished",
+            "lmr_batch_texts_count": "batches",
+            "lmr_batch_texts_sum": "texts",
+            "lmr_written_tokens_total": "written",
+            "lmr_rejected_requests_total": "rejected",
+            "lmr_cancelled_requests_total": "cancelled",
+        }
+        for sample, name in named.items():
+            for labels, value in self._samples(sample):
+                empty = {"worker": labels["worker"], **dict.fromkeys(named.values(), 0)}
+                rows.setdefault(labels["worker"], empty)[name] += int(value)
+        return [row | {"mean_texts": row["texts"] / max(1, row["batches"])} for row in rows.values()]
+
+    def _samples(self, name: str) -> Iterator[tuple[dict[str, str], float]]:
+        for metric in self.registry.collect():
+            yield from ((sample.labels, sample.value) for sample in metric.samples if sample.name == name)
 
     def render(self) -> bytes:
         """Everything as text."""

@@ -9,9 +9,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lm_retrieval.server.errors import ApiError, client_gone, too_large
 from lm_retrieval.server.metrics import Metrics
 
-OPEN_PATHS = frozenset({"/", "/health", "/docs", "/redoc", "/openapi.json"})
-OPEN_FOLDERS = ("/static-offline-docs/",)
-"""What needs no key: nothing here computes, or tells what others do."""
+PAGE_FOLDER = "/ui/"
+OPEN_PATHS = frozenset({"/", "/health", "/docs", "/redoc", "/openapi.json", "/ui", "/favicon.ico"})
+OPEN_FOLDERS = ("/static-offline-docs/", PAGE_FOLDER)
+"""What needs no key: nothing here computes, or tells what others do; the page asks for the key itself."""
 
 
 class Counted:
@@ -36,7 +37,7 @@ class Counted:
             await self._app(scope, receive, watch)
         finally:
             # the pattern of the route, not the path: paths of strangers must not become names
-            path = getattr(scope.get("route"), "path", "other")
+            path = "/ui" if scope["path"].startswith(PAGE_FOLDER) else getattr(scope.get("route"), "path", "other")
             method = scope["method"] if path != "other" else "any"
             self._metrics.answered(method, path, status, time.perf_counter() - started)
 
@@ -64,7 +65,9 @@ class BodyLimit:
         self._app, self._max_bytes, self._seconds = app, max_bytes, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        # the page has its own limit: files are uploaded there
+        own = scope["type"] == "http" and scope["path"].startswith(PAGE_FOLDER)
+        if scope["type"] != "http" or own or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
         try:

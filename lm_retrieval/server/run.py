@@ -2,24 +2,33 @@
 
 import logging
 import socket
+import threading
+import time
+import webbrowser
 from collections.abc import Callable
 
 import uvicorn
-from fastapi import FastAPI
 
 from lm_retrieval.errors import ConfigError
+from lm_retrieval.server.app import create_app
+from lm_retrieval.server.served import Served
 from lm_retrieval.server.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
+_LOOK_SECONDS = 0.2
+
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open: longer than clients (httpx 5 s, nginx 60 s) keep one, so that they close it
+and no request meets a connection that is being closed."""
 
 
-def serve(app: FastAPI, settings: ServerSettings, *, announce: Callable[[str], None]) -> None:
+def serve(settings: ServerSettings, *, announce: Callable[[str], None], show: bool = False) -> None:
     """Answers requests until SIGINT or SIGTERM, then finishes what is running.
 
     Args:
-        app: the application.
-        settings: its settings.
+        settings: of the application.
         announce: is told the address once connections are accepted.
+        show: open the web page in a browser when everything is loaded.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -28,13 +37,18 @@ def serve(app: FastAPI, settings: ServerSettings, *, announce: Callable[[str], N
         logger.warning(
             "warning: %s can be reached from other machines and needs no key; set LMR_API_KEY", settings.host
         )
-    listening = listen(settings)
-    announce(f"http://{_shown_host(settings.host)}:{listening.getsockname()[1]}")
+    listening = listen(settings)  # first: an address that is taken is said before anything is loaded
+    app = create_app(settings)
+    address = f"http://{_shown_host(settings.host)}:{listening.getsockname()[1]}"
+    announce(address)
+    if show:
+        threading.Thread(target=_show, args=(app.state.served, f"{address}/ui/"), daemon=True).start()
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=settings.shutdown_seconds,
     )
     uvicorn.Server(config).run(sockets=[listening])
@@ -59,6 +73,12 @@ def listen(settings: ServerSettings) -> socket.socket:
             f"{settings.host}:{settings.port}: {error.strerror or error}; choose another --host or --port"
         ) from error
     return listening
+
+
+def _show(served: Served, address: str) -> None:
+    while served.status == "loading":
+        time.sleep(_LOOK_SECONDS)
+    webbrowser.open(address)
 
 
 def _shown_host(host: str) -> str:

@@ -39,6 +39,7 @@ class ServedModel:
 
     Attributes:
         name: what requests call it.
+        source: a checkpoint or `hf:` model.
         status: `loading` until `load` has run.
         loaded: the language model; None until it is ready.
         encoder: None for models of transformers, which are not used as encoders here.
@@ -47,7 +48,7 @@ class ServedModel:
     """
 
     def __init__(self, given: ModelSource, *, settings: ServerSettings, metrics: Metrics) -> None:
-        self.name, self._source = given
+        self.name, self.source = given
         self._settings = settings
         self.status: Status = "loading"
         self.loaded: LoadedModel | None = None
@@ -62,11 +63,11 @@ class ServedModel:
             LmRetrievalError: it is missing, damaged or cannot be used here.
         """
         options: dict[str, Any] = {"device": self._settings.device, "dtype": self._settings.dtype}
-        if hub_name(self._source) is None:
-            self.encoder = Encoder.load(self._source, **options)
+        if hub_name(self.source) is None:
+            self.encoder = Encoder.load(self.source, **options)
             self.loaded = LoadedModel.from_checkpoint(self.encoder.checkpoint, model=self.encoder.model)
         else:
-            self.loaded = load_language_model(self._source, **options)
+            self.loaded = load_language_model(self.source, **options)
 
     @property
     def language_model(self) -> LoadedModel:
@@ -176,16 +177,21 @@ class Served:
         """Names everything; nothing is loaded yet."""
         self.settings, self.metrics = settings, metrics
         self.models = {given.name: ServedModel(given, settings=settings, metrics=metrics) for given in settings.models}
-        self.index = None if settings.index is None else ServedIndex(settings.index, settings=settings, metrics=metrics)
+        self.indexes: dict[str, ServedIndex] = {}
+        self.uploaded: set[str] = set()  # names of indexes made on the page
+        self._at_end: list[Callable[[], object]] = []
+        if settings.index is not None:
+            index = ServedIndex(settings.index, settings=settings, metrics=metrics)
+            self.indexes[index.name] = index
 
     def start(self) -> None:
         """Loads one part after the other, in a thread; each can be used as soon as it is ready."""
-        for part in self._parts():
+        for part in self.parts():
             part.worker.start()
         threading.Thread(target=self._load, name="loading", daemon=True).start()
 
     def _load(self) -> None:
-        for part in self._parts():
+        for part in self.parts():
             started = time.perf_counter()
             try:
                 part.load()
@@ -197,13 +203,14 @@ class Served:
                 part.status = "ready"
                 logger.info("%s: ready after %.1f s", part.name, time.perf_counter() - started)
 
-    def _parts(self) -> list[ServedModel | ServedIndex]:
-        return [*self.models.values(), *([self.index] if self.index else [])]
+    def parts(self) -> list[ServedModel | ServedIndex]:
+        """Models, then indexes."""
+        return [*self.models.values(), *self.indexes.values()]
 
     @property
     def status(self) -> Literal["loading", "ready", "degraded", "failed"]:
         """`ready` when everything is; `degraded` when some of it could not be loaded, `failed` when nothing could."""
-        found = {part.status for part in self._parts()}
+        found = {part.status for part in self.parts()}
         if "loading" in found:
             return "loading"
         if "failed" not in found:
@@ -242,21 +249,46 @@ class Served:
             raise ApiError(404, "model_not_found", "no model is served here")
         return next(iter(self.models.values())) if name is None else self.model(name)
 
-    def opened_index(self) -> ServedIndex:
-        """The index.
+    def index(self, name: str | None = None) -> ServedIndex:
+        """The index of this name, or the first.
 
         Raises:
-            ApiError: the server has none (404).
+            ApiError: there is none (404).
         """
-        if self.index is None:
+        if not self.indexes:
             raise ApiError(404, "index_not_found", "no index is served here; start the server with --index")
-        return self.index
+        if name is not None and name not in self.indexes:
+            known = ", ".join(self.indexes)
+            raise ApiError(404, "index_not_found", f"there is no index '{name[:80]}' here; there are: {known}")
+        return next(iter(self.indexes.values())) if name is None else self.indexes[name]
+
+    def add_index(self, folder: Path) -> ServedIndex:
+        """Opens one more index, or one that has changed again.
+
+        Raises:
+            LmRetrievalError: it is missing or damaged.
+        """
+        index = ServedIndex(folder, settings=self.settings, metrics=self.metrics)
+        index.load()
+        index.status = "ready"
+        index.worker.start()
+        before = self.indexes.get(index.name)
+        self.indexes[index.name] = index
+        if before is not None:
+            before.worker.close(seconds=self.settings.limits.request_seconds)
+        return index
 
     def close(self) -> None:
         """Finishes what was accepted; nothing more is."""
         until = time.monotonic() + self.settings.shutdown_seconds
-        for part in self._parts():
+        for part in self.parts():
             part.worker.close(seconds=max(0.0, until - time.monotonic()))
+        for finish in self._at_end:
+            finish()
+
+    def at_end(self, finish: Callable[[], object]) -> None:
+        """Has something done when the server has stopped."""
+        self._at_end.append(finish)
 
 
 def _worker(name: str, settings: ServerSettings, metrics: Metrics) -> Worker:

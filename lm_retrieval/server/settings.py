@@ -1,5 +1,6 @@
 """What a server is told: models, index, limits; from the command line and the environment."""
 
+import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -65,6 +66,8 @@ class ServerSettings(Section):
     api_key: SecretStr | None = None
     device: str = "auto"
     dtype: Precision = "float32"
+    page: bool = False
+    """Whether `/ui` is there; the extra `ui` is needed."""
     limits: Limits = Limits()
     batching: Batching = Batching()
     shutdown_seconds: PositiveInt = 30
@@ -103,11 +106,16 @@ def default_index() -> Path | None:
         return None
 
 
+def page_installed() -> bool:
+    """Whether the extra `ui` is here."""
+    return importlib.util.find_spec("gradio") is not None
+
+
 def read_environment(environment: Mapping[str, str] = os.environ) -> dict[str, object]:
-    """Settings by name from PORT, ALLOWED_ORIGIN (comma-separated) and LMR_API_KEY, as far as they are set.
+    """Settings by name from PORT, ALLOWED_ORIGIN (comma-separated), LMR_API_KEY and LMR_PAGE (0 or 1).
 
     Raises:
-        ConfigError: PORT is not a port.
+        ConfigError: PORT is not a port, or LMR_PAGE neither 0 nor 1.
     """
     found: dict[str, object] = {}
     if port := environment.get("PORT"):
@@ -116,6 +124,10 @@ def read_environment(environment: Mapping[str, str] = os.environ) -> dict[str, o
         found["port"] = int(port)
     if origins := environment.get("ALLOWED_ORIGIN"):
         found["allowed_origins"] = split_origins([origins])
+    if page := environment.get("LMR_PAGE"):
+        if page not in ("0", "1"):
+            raise ConfigError(f"LMR_PAGE={page}: 0 (without the web page) or 1 is needed")
+        found["page"] = page == "1"
     if key := environment.get("LMR_API_KEY"):
         found["api_key"] = SecretStr(key)
     return found
@@ -132,4 +144,4 @@ def settings_from_environment() -> ServerSettings:
     Raises:
         ConfigError: an environment variable cannot be used.
     """
-    return ServerSettings.model_validate({"index": default_index(), **read_environment()})
+    return ServerSettings.model_validate({"index": default_index(), "page": page_installed(), **read_environment()})

@@ -6,9 +6,11 @@ from starlette.concurrency import run_in_threadpool
 
 from lm_retrieval.server.errors import invalid, too_large
 from lm_retrieval.server.settings import Limits
-from lm_retrieval.tokenizer import TextTokenizer
+from lm_retrieval.tokenizer import TextTokenizer, Tokenizer
 
 Text = str | Sequence[int]
+
+_SHORT_CHARACTERS = 1000  # tokenized in less time than it takes to wake another thread
 
 
 async def token_ids_of(
@@ -21,7 +23,11 @@ async def token_ids_of(
             allowed, a text without tokens (422).
     """
     check_count(len(texts), limits)
-    found = await run_in_threadpool(lambda: [_ids(tokenizer, text) for text in texts])
+    # others have a lock, which a long text may hold
+    if isinstance(tokenizer, Tokenizer) and sum(map(len, texts)) <= _SHORT_CHARACTERS:
+        found = [_ids(tokenizer, text) for text in texts]
+    else:
+        found = await run_in_threadpool(lambda: [_ids(tokenizer, text) for text in texts])
     for place, token_ids in enumerate(found):
         _check(place, token_ids, tokenizer, limits, allow_empty)
     total = sum(map(len, found))

@@ -8,14 +8,15 @@ from lm_retrieval.server.served import Served
 from lm_retrieval.server.settings import Limits
 
 
-def _served(request: Request) -> Served:
+# not `def`: FastAPI would call them in a thread of their own, two for each request
+async def _served(request: Request) -> Served:
     served = request.app.state.served
     assert isinstance(served, Served)
     return served
 
 
-def _limits(request: Request) -> Limits:
-    return _served(request).settings.limits
+async def _limits(served: Annotated[Served, Depends(_served)]) -> Limits:
+    return served.settings.limits
 
 
 ServedHere = Annotated[Served, Depends(_served)]

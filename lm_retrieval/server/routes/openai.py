@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
+from pydantic_core import to_json
 
 from lm_retrieval.encoding.transform import unit_vectors
 from lm_retrieval.server.completions import CompletionJob, as_texts, check_amount
@@ -77,15 +78,14 @@ async def embed(asked: EmbeddingRequest, request: Request, served: ServedHere, l
     (vectors,) = await results(request, [model.encode(token_ids)], seconds=limits.request_seconds)
     shown = [_shown(vector, asked) for vector in vectors]
     count = sum(map(len, token_ids))
-    # as it is: checking hundreds of thousands of numbers again would take longer than encoding
-    return JSONResponse(
-        {
-            "object": "list",
-            "data": [{"object": "embedding", "index": place, "embedding": value} for place, value in enumerate(shown)],
-            "model": model.name,
-            "usage": {"prompt_tokens": count, "total_tokens": count},
-        }
-    )
+    # as it is: checking hundreds of thousands of numbers again would take longer than encoding; json is slow at them
+    answer = {
+        "object": "list",
+        "data": [{"object": "embedding", "index": place, "embedding": value} for place, value in enumerate(shown)],
+        "model": model.name,
+        "usage": {"prompt_tokens": count, "total_tokens": count},
+    }
+    return Response(to_json(answer), media_type="application/json")
 
 
 def _card(model: ServedModel) -> ModelCard:

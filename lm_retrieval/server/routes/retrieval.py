@@ -11,6 +11,7 @@ from lm_retrieval.server.routes.access import LimitsHere, ServedHere
 from lm_retrieval.server.schemas.base import ERRORS
 from lm_retrieval.server.schemas.retrieval import (
     HitAnswer,
+    IndexName,
     QueryText,
     RerankAnswer,
     Reranked,
@@ -40,9 +41,12 @@ async def search_by_address(
     limits: LimitsHere,
     k: Annotated[int, Query(ge=1, examples=[3])] = 10,
     mode: Annotated[Mode, Query(examples=["hybrid"])] = "hybrid",
+    index: Annotated[IndexName | None, Query(examples=["demo"])] = None,
 ) -> SearchAnswer:
     """As POST, for a browser."""
-    return await _search(SearchRequest.model_validate({"query": q, "k": k, "mode": mode}), request, served, limits)
+    return await _search(
+        SearchRequest.model_validate({"query": q, "k": k, "mode": mode, "index": index}), request, served, limits
+    )
 
 
 @router.post("/rerank")
@@ -82,9 +86,9 @@ async def _similarities(
 
 
 async def _search(asked: SearchRequest, request: Request, served: Served, limits: Limits) -> SearchAnswer:
-    index = served.opened_index()
+    index = served.index(asked.index)
     if asked.k > limits.max_hits:
         raise invalid(f"k is {asked.k}; at most {limits.max_hits} hits can be asked for")
-    future = index.search(asked.query, **asked.model_dump(exclude={"query"}))
+    future = index.search(asked.query, **asked.model_dump(exclude={"query", "index"}))
     (found,) = await results(request, [future], seconds=limits.request_seconds)
     return SearchAnswer(query=asked.query, hits=[HitAnswer.model_validate(hit.to_dict()) for hit in found[0]])

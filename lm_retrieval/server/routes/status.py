@@ -2,8 +2,8 @@
 
 import time
 
-from fastapi import APIRouter, Response
-from fastapi.responses import PlainTextResponse
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse, RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from lm_retrieval.server.routes.access import ServedHere
@@ -16,21 +16,23 @@ router = APIRouter(tags=["status"])
 _STARTED = time.monotonic()
 
 
-@router.get("/")
-async def about() -> About:
-    """Name and version."""
+@router.get("/", response_model=About)
+async def about(request: Request, served: ServedHere) -> About | RedirectResponse:
+    """Name and version. A browser is led to the web page."""
+    if served.settings.page and "text/html" in request.headers.get("accept", ""):
+        return RedirectResponse("ui/")
     return About(name="lm_retrieval", version=__version__)
 
 
 @router.get("/health", responses={503: {"model": Health, "description": "Not everything is loaded yet."}})
 async def health(served: ServedHere, response: Response) -> Health:
-    """Status of each model and of the index; 503 until everything is loaded."""
+    """Status of each model and index; 503 until everything is loaded."""
     status = served.status
     response.status_code = 503 if status in ("loading", "failed") else 200
     return Health(
         status=status,
         models=[_model(model) for model in served.models.values()],
-        index=None if served.index is None else _index(served.index),
+        indexes=[_index(index) for index in served.indexes.values()],
         uptime_seconds=round(time.monotonic() - _STARTED, 1),
     )
 

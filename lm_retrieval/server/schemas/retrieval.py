@@ -8,6 +8,7 @@ from lm_retrieval.search import Fusion, Mode, Rerank
 from lm_retrieval.server.schemas.base import ModelName, example
 
 QueryText = Annotated[str, StringConstraints(min_length=1, max_length=10_000, pattern=r"\S")]
+IndexName = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 _HIT = {
     "rank": 1,
     "score": 0.925,
@@ -24,6 +25,7 @@ class SearchRequest(BaseModel):
 
     model_config = example({"query": "merge two dictionaries", "k": 3, "mode": "hybrid"})
     query: QueryText
+    index: IndexName | None = Field(None, description="By default the first.")
     k: int = Field(10, ge=1)
     mode: Mode = Field("hybrid", description="dense: the encoder; bm25: words; hybrid: both.")
     fusion: Fusion = Field("weighted", description="How hybrid joins them: scores or ranks.")

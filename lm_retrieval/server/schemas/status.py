@@ -31,7 +31,7 @@ class ModelStatus(BaseModel):
 
 
 class IndexStatus(BaseModel):
-    """The index."""
+    """One index."""
 
     model_config = example(_INDEX)
     name: str
@@ -42,8 +42,8 @@ class IndexStatus(BaseModel):
 class Health(BaseModel):
     """`ready` when everything is loaded; `degraded` when some of it could not be."""
 
-    model_config = example({"status": "ready", "models": [_MODEL], "index": _INDEX, "uptime_seconds": 12.5})
+    model_config = example({"status": "ready", "models": [_MODEL], "indexes": [_INDEX], "uptime_seconds": 12.5})
     status: Literal["loading", "ready", "degraded", "failed"]
     models: list[ModelStatus]
-    index: IndexStatus | None
+    indexes: list[IndexStatus]
     uptime_seconds: float

@@ -1,0 +1,1 @@
+"""The web page under `/ui` (extra `ui`)."""
