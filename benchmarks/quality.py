@@ -8,8 +8,9 @@ may carry a postprocess (`name:none`, `name:center`, `name:whiten`) to be used i
 benchmarks/results/RESULTS.json and prints the Markdown table.
 """
 
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,10 @@ from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES, evaluate
 from lm_retrieval.evaluation.similarity import ranked_by_similarity
 from lm_retrieval.experiment import DEPTH, encoder_variants, run_experiment
+from lm_retrieval.index.builder import build_index
+from lm_retrieval.records import Qrels
 from lm_retrieval.runtime import configure_torch
+from lm_retrieval.search import Mode, Searcher
 from lm_retrieval.training.teacher import CachedTeacher, SentenceTransformerTeacher
 
 TEACHERS = Path("checkpoints") / ".peers"
@@ -84,20 +88,40 @@ def peer_row(corpus: Corpus, folder: Path, split: str) -> dict[str, float]:
 def dense_row(corpus: Corpus, split: str, encode: Callable[[list[str]], NDArray[Any]]) -> dict[str, float]:
     """Measures of exact dense search with any function from texts to unit vectors."""
     documents = list(corpus.documents())
-    known = {document.doc_id for document in documents}
-    qrels = {
-        query_id: {doc_id: grade for doc_id, grade in grades.items() if doc_id in known}
-        for query_id, grades in corpus.qrels(split).items()
-    }
-    queries = [query for query in corpus.queries() if query.query_id in qrels]
+    queries, qrels = judged(corpus, split)
     run = ranked_by_similarity(
-        [query.query_id for query in queries],
-        encode([query.text for query in queries]).astype(np.float32),
+        list(queries),
+        encode(list(queries.values())).astype(np.float32),
         [document.doc_id for document in documents],
         encode([document.content for document in documents]).astype(np.float32),
         depth=DEPTH,
     )
     return evaluate(qrels, run, measures=DEFAULT_MEASURES).measures
+
+
+def searched(corpus: Corpus, encoder: Encoder, modes: Sequence[Mode], *, split: str = "test") -> dict[str, float]:
+    """nDCG@10 of an encoder's search modes, as `lmr evaluate` gives it, without the systems beside it and the costs."""
+    queries, qrels = judged(corpus, split)
+    with tempfile.TemporaryDirectory() as folder:
+        index = Path(folder) / "index"
+        # a weight that nobody asks for need not be calibrated
+        build_index(corpus, encoder=encoder, output=index, dense_weight=None if "hybrid" in modes else 1.0)
+        searcher = Searcher(index)
+        runs = {mode: searcher.rank(list(queries.values()), k=DEPTH, mode=mode) for mode in modes}
+    return {
+        mode: evaluate(qrels, dict(zip(queries, run, strict=True)), measures=("nDCG@10",)).measures["nDCG@10"]
+        for mode, run in runs.items()
+    }
+
+
+def judged(corpus: Corpus, split: str) -> tuple[dict[str, str], Qrels]:
+    """The texts of the judged queries, and the judgments of documents that are there."""
+    known = {document.doc_id for document in corpus.documents()}
+    qrels = {
+        query_id: {doc_id: grade for doc_id, grade in grades.items() if doc_id in known}
+        for query_id, grades in corpus.qrels(split).items()
+    }
+    return {query.query_id: query.text for query in corpus.queries() if query.query_id in qrels}, qrels
 
 
 def print_table(columns: dict[str, dict[str, float]], *, corner: str = "nDCG@10") -> None:
