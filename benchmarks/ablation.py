@@ -60,7 +60,7 @@ Row = dict[str, Any]
 @click.option("--language-model", "models", multiple=True, metavar="NAME=CHECKPOINT", help="Repeatable.")
 @click.option("--pairs", type=click.Path(path_type=Path, exists=True), help="Folder of (query, positive) files.")
 @click.option("--teacher", help="Folder of a sentence-transformers model.")
-@click.option("--steps", default=200, help="Training steps of each row; one of token vectors costs a tenth: ten times.")
+@click.option("--steps", default=200, help="Training steps of each row; for cheap token vectors ten times, at most.")
 @click.option("--tuning-steps", default=150, help="Training steps on each collection.")
 @click.option("--max-pairs", default=40_000, help="Pairs that are drawn.")
 @click.option("--seed", "seeds", multiple=True, type=int, default=[1])
