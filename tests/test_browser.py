@@ -177,7 +177,7 @@ def test_a_stopped_text_stays_and_the_next_one_begins(visit: Callable[..., Tab],
     eventually(lambda: running.metric('lmr_cancelled_requests_total{worker="rnn"}') > cancelled)
     generate(tab, "the baker", tokens=4)
     assert ended(tab) == ["length", "length"]
-    assert "the river" in tab.page.locator("#lmr-earlier").inner_text()
+    tab.wait("#lmr-earlier :text('the river')")
     _, text = tab.download("↓ JSON")
     assert [[text["ended"] for text in turn["texts"]] for turn in json.loads(text)] == [["stopped"] * 2, ["length"] * 2]
 
@@ -239,7 +239,7 @@ def test_history_is_kept_saved_and_cleared(visit: Callable[..., Tab]) -> None:
     assert "**transformer**" in content
     tab.button("Clear").click()
     tab.wait("#lmr-live .lmr-empty")
-    assert tab.page.locator("#lmr-earlier").inner_text().strip() == ""
+    eventually(lambda: tab.page.locator("#lmr-earlier").inner_text().strip() == "")
     tab.button("↓ JSON").locator("visible=true").click()
     tab.page.locator("[data-testid=toast-body]").last.wait_for()
 
@@ -622,7 +622,7 @@ def test_what_is_missing_is_said(browser: Any, make_checkpoint: Callable[..., Pa
     settings = settings_of({"good": make_checkpoint("lstm"), "bad": broken}, page=True)
     with serving(settings) as started, visits(browser, started.url) as visit:
         tab = visit()
-        assert "bad: failed" in tab.wait(".lmr-head").inner_text()
+        tab.wait(".lmr-head:has-text('bad: failed')")  # the page may be drawn before the models are loaded
         generate(tab, "the river", tokens=4)
         assert "could not be loaded" in tab.wait("[data-model=bad] .lmr-problem").inner_text()
         tab.open("Search")
@@ -631,4 +631,4 @@ def test_what_is_missing_is_said(browser: Any, make_checkpoint: Callable[..., Pa
         tab.open("Map")
         tab.page.get_by_text("There is no index here yet").locator("visible=true").wait_for()
         tab.open("Models & statistics")
-        assert "failed" in tab.wait(".lmr-table").inner_text()
+        tab.wait(".lmr-table:has-text('failed')")

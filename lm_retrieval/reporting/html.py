@@ -1,11 +1,15 @@
 """A report as one HTML file: readable offline, printable, by day and by night, on a phone."""
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from lm_retrieval.evaluation.report import CollectionReport, Report
 from lm_retrieval.reporting import plots, tables
 from lm_retrieval.reporting.text import facts
 from lm_retrieval.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def ranking_page(report: Report, *, title: str = "Ranking report") -> str:
@@ -21,16 +25,21 @@ def ranking_page(report: Report, *, title: str = "Ranking report") -> str:
 
 def render(template: str, **content: Any) -> str:
     """Fills a template of this package; texts are escaped."""
+    return environment("lm_retrieval.reporting").get_template(template).render(version=__version__, **content)
+
+
+@cache
+def environment(package: str) -> "Environment":
+    """The templates of a package; they escape texts, and a value that is missing is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("lm_retrieval.reporting"),
+    return Environment(
+        loader=PackageLoader(package),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(version=__version__, **content)
 
 
 def _content(part: CollectionReport) -> dict[str, Any]:

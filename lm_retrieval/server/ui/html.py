@@ -1,15 +1,15 @@
 """Pieces of the page as HTML, from templates that escape every text."""
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 from lm_retrieval.records import Span
+from lm_retrieval.reporting.html import environment
 
 
 def render(template: str, **content: Any) -> str:
     """Fills a template of this package; texts are escaped."""
-    return str(_environment().get_template(template).render(**content))
+    return environment("lm_retrieval.server.ui").get_template(template).render(**content)
 
 
 def marked(text: str, spans: Sequence[Span]) -> list[tuple[str, bool]]:
@@ -19,16 +19,3 @@ def marked(text: str, spans: Sequence[Span]) -> list[tuple[str, bool]]:
         pieces += [(text[place:start], False), (text[start:end], True)]
         place = end
     return [piece for piece in (*pieces, (text[place:], False)) if piece[0]]
-
-
-@cache
-def _environment() -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("lm_retrieval.server.ui"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
