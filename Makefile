@@ -1,7 +1,7 @@
 # make demo   everything once, on the built-in corpus      make test   what CI runs
 # make serve  web page and API                             make bench  measurements
 # make check  lint, types, layers only
-# make base-lstm PAIRS=folder TEACHER=folder                train the shipped encoder again (also base-transformer)
+# make base-lstm PAIRS=folder TEACHER=folder [SEED=1]       train the shipped encoder again (also base-transformer)
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,6 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 DEMO := checkpoints/demo
 # one thread per test process: two processes fill two cores
 TEST_PROCESSES ?= 2
+SEED ?= 1
 
 .PHONY: demo serve test check bench base-lstm base-transformer clean
 
@@ -53,14 +54,15 @@ bench: $(VENV)/.dev
 	    $(BIN)/python benchmarks/$$script.py --quick "$$@" $$corpus || exit 1; done
 
 # three stages: language model, token vectors, everything; TEACHER is the folder of a sentence-transformers model
+base-lstm base-transformer: NEW = $(@:base-%=%)-base-seed-$(SEED)
 base-lstm base-transformer: base-%: $(VENV)/.core
 	@test -n "$(PAIRS)" && test -n "$(TEACHER)" || { echo "needs PAIRS=folder and TEACHER=folder"; exit 2; }
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt --editable '.[teacher]'
-	$(LMR) train configs/$*-base.toml --corpus $(PAIRS) --output checkpoints/new-$*-base-lm
-	$(LMR) tune $(PAIRS) --from new-$*-base-lm --config configs/base-words.toml --teacher $(TEACHER) \
-	    --output checkpoints/new-$*-base-words
-	$(LMR) tune $(PAIRS) --from new-$*-base-words --config configs/base-tuning.toml --teacher $(TEACHER) \
-	    --output checkpoints/new-$*-base
+	$(LMR) train configs/$*-base.toml --corpus $(PAIRS) --set training.seed=$(SEED) --output checkpoints/$(NEW)-lm
+	$(LMR) tune $(PAIRS) --from $(NEW)-lm --config configs/base-words.toml --teacher $(TEACHER) \
+	    --set training.seed=$(SEED) --output checkpoints/$(NEW)-words
+	$(LMR) tune $(PAIRS) --from $(NEW)-words --config configs/base-tuning.toml --teacher $(TEACHER) \
+	    --set training.seed=$(SEED) --output checkpoints/$(NEW)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
