@@ -10,7 +10,6 @@ from lm_retrieval.cli.options import (
     PATH,
     Command,
     corpus_options,
-    device_option,
     dtype_option,
     echo_json,
     format_option,
@@ -41,7 +40,12 @@ if TYPE_CHECKING:
 )
 @click.option("--rebuild", is_flag=True, help="Encode everything again, also with another encoder than before.")
 @dtype_option("auto")
-@device_option
+@click.option(
+    "--devices",
+    "--device",
+    default="auto",
+    help='Devices, each with a process of its own: "cpu", "cuda:0,cuda:1".  [default: every GPU, else cpu]',
+)
 @corpus_options
 def embed(
     corpus: Path,
@@ -52,7 +56,7 @@ def embed(
     dense_weight: float | None,
     rebuild: bool,
     dtype: Any,
-    device: str,
+    devices: str,
     encoding: str,
     text_column: str | None,
 ) -> None:
@@ -64,7 +68,10 @@ def embed(
     from lm_retrieval.corpus import open_corpus
     from lm_retrieval.encoding.encoder import Encoder
     from lm_retrieval.index.builder import build_index
+    from lm_retrieval.index.engines import local_engine
+    from lm_retrieval.runtime import local_devices
 
+    places = local_devices(devices)
     opened = open_corpus(corpus, encoding=encoding, text_column=text_column)
     target = output or Path("indexes") / opened.name
     own = target / "encoder"
@@ -76,11 +83,12 @@ def embed(
     config = read_config(folder).encoder.model_copy(update={"postprocess": postprocess}) if postprocess else None
     report = build_index(
         opened,
-        encoder=Encoder.load(folder, device=device, dtype=dtype, config=config),
+        encoder=Encoder.load(folder, device=places[0], dtype=dtype, config=config),
         output=target,
         factory=factory,
         dense_weight=dense_weight,
         rebuild=rebuild,
+        engine=local_engine(places),
     )
     for note in opened.counts.warnings():
         click.echo(f"warning: {note}", err=True)
