@@ -134,9 +134,9 @@ def test_devices_are_checked_before_anything_is_read(corpus_path: Path, lmr: Cal
     assert local_devices("cpu,cpu") == ["cpu", "cpu"]
     with pytest.raises(ConfigError, match="'tpu'"):
         local_devices("cpu,tpu")
-    code, _, error = lmr("embed", corpus_path, "--devices", "cuda:93", "--output", "x")
-    assert code == 1
-    assert "cuda:93" in error
+    said = lmr("embed", corpus_path, "--devices", "cuda:93", "--output", "x")
+    assert said.code == 1
+    assert "cuda:93" in said.stderr
 
 
 def test_shards_are_cut_by_length_alone() -> None:

@@ -1,5 +1,6 @@
 """`lmr embed`, `lmr index`, `lmr search`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from lm_retrieval.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from lm_retrieval.index.engines import Engine
     from lm_retrieval.index.report import BuildReport
     from lm_retrieval.records import Hit
 
@@ -46,6 +48,16 @@ if TYPE_CHECKING:
     default="auto",
     help='Devices, each with a process of its own: "cpu", "cuda:0,cuda:1".  [default: every GPU, else cpu]',
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where to encode: on this machine, or on a Ray cluster that sees --output too.",
+)
+@click.option("--address", metavar="HOST:PORT", help="Ray cluster.  [default: RAY_ADDRESS, else one of this machine]")
+@click.option("--workers", type=click.IntRange(min=1), help="Ray workers.  [default: as many as fit]")
+@click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="GPUs of a Ray worker.  [default: 0]")
 @corpus_options
 def embed(
     corpus: Path,
@@ -57,6 +69,10 @@ def embed(
     rebuild: bool,
     dtype: Any,
     devices: str,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    gpus_per_worker: float | None,
     encoding: str,
     text_column: str | None,
 ) -> None:
@@ -68,10 +84,10 @@ def embed(
     from lm_retrieval.corpus import open_corpus
     from lm_retrieval.encoding.encoder import Encoder
     from lm_retrieval.index.builder import build_index
-    from lm_retrieval.index.engines import local_engine
     from lm_retrieval.runtime import local_devices
 
     places = local_devices(devices)
+    chosen = _engine(engine, places, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     opened = open_corpus(corpus, encoding=encoding, text_column=text_column)
     target = output or Path("indexes") / opened.name
     own = target / "encoder"
@@ -88,11 +104,27 @@ def embed(
         factory=factory,
         dense_weight=dense_weight,
         rebuild=rebuild,
-        engine=local_engine(places),
+        engine=chosen,
     )
     for note in opened.counts.warnings():
         click.echo(f"warning: {note}", err=True)
     _echo_report(target, report)
+
+
+def _engine(name: str, devices: list[str], **cluster: Any) -> "Engine":
+    """Where an index is encoded."""
+    given = [f"--{key.replace('_', '-')}" for key, value in cluster.items() if value is not None]
+    if name == "local":
+        if given:
+            raise click.UsageError(f"{', '.join(given)}: only with --engine ray")
+        from lm_retrieval.index.engines import local_engine
+
+        return local_engine(devices)
+    from lm_retrieval.runtime import THREADS_VARIABLE, thread_count
+    from lm_retrieval.scale.ray_data import RayEngine
+
+    cluster["gpus_per_worker"] = cluster["gpus_per_worker"] or 0.0
+    return RayEngine(**cluster, threads_per_worker=thread_count() if THREADS_VARIABLE in os.environ else 1)
 
 
 @click.command(cls=Command)
