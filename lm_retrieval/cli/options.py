@@ -50,7 +50,7 @@ class Group(click.Group):
 PATH = click.Path(path_type=Path)
 
 
-class Bytes(click.ParamType[int]):
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
     """A number of bytes such as 500MB or 2GB; KB, MB, GB and TB are powers of 1000."""
 
     name = "size"

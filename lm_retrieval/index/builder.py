@@ -19,6 +19,7 @@ from lm_retrieval.artifacts import (
     read_manifest,
     recover_folder,
     replace_folder,
+    require_folder,
     storage_errors,
     write_json,
     write_manifest,
@@ -165,6 +166,7 @@ class _Build:
     def run(self) -> BuildReport:
         started = time.perf_counter()
         store = self._write_shards()
+        require_folder(self.staging / ENCODER_NAME)
         report = self.report
         if not report.chunks:
             raise CorpusError(f"{self.corpus.path}: every document is empty; there is nothing to index")
