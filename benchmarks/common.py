@@ -4,7 +4,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,14 @@ def spread(values: Sequence[float]) -> str:
 
 
 def print_rows(headers: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> None:
-    """A Markdown table; the first `left` columns are words, the others numbers."""
-    print("| " + " | ".join(headers) + " |")
-    print("|" + "---|" * left + "--:|" * (len(headers) - left))
+    """Prints a Markdown table; the first `left` columns are words, the others numbers."""
+    for line in table_lines(headers, rows, left=left):
+        print(line)
+
+
+def table_lines(headers: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> Iterator[str]:
+    """The lines of a Markdown table."""
+    yield "| " + " | ".join(headers) + " |"
+    yield "|" + "---|" * left + "--:|" * (len(headers) - left)
     for row in rows:
-        print("| " + " | ".join(map(str, row)) + " |")
+        yield "| " + " | ".join(map(str, row)) + " |"

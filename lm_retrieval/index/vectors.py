@@ -46,11 +46,12 @@ def choose_factory(count: int) -> str:
     """
     if count <= _EXACT_LIMIT:
         return EXACT
-    return f"{_cells(count)},SQ8" if count <= _BYTES_LIMIT else f"{_cells(count)},PQ64"
+    return f"IVF{cells_for(count)},{'SQ8' if count <= _BYTES_LIMIT else 'PQ64'}"
 
 
-def _cells(count: int) -> str:
-    return f"IVF{2 ** round(math.log2(4 * math.sqrt(count)))}"
+def cells_for(count: int) -> int:
+    """How many cells an inverted file of so many vectors should have."""
+    return int(2 ** round(math.log2(4 * math.sqrt(count))))
 
 
 class VectorIndex:
@@ -127,7 +128,7 @@ def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: st
             if faiss.try_extract_index_ivf(index) is None:
                 raise ConfigError(
                     f"factory '{factory}' needs about {needed / 1e9:.2g} GB of memory for {count:,} vectors, and "
-                    f"{memory_bytes / 1e9:.2g} GB may be used; raise --max-memory or choose {_cells(count)},SQ8"
+                    f"{memory_bytes / 1e9:.2g} GB may be used; raise --max-memory or choose IVF{cells_for(count)},SQ8"
                 )
             write_in_parts(path, index, shards(), memory_bytes=memory_bytes // 2)
             return
