@@ -277,7 +277,7 @@ NOTES = (
     "  than the workers do, more workers do not help; split the corpus, and index the parts.",
     "- The index is memory-mapped: with less memory than the table says a query waits for the disk.",
     "- The cells of an IVF index are learned from at most 262,144 vectors (fewer with a small `--max-memory`). Beyond",
-    "  10 million passages that is few for each cell, and recall will be lower than here; `lmr embed` prints and stores it.",
+    "  10 million passages that is few for each cell, and recall will be lower than here; `lmr embed` says how low.",
     "- BM25 holds its vocabulary and eight bytes for each document in memory, whatever `--max-memory` says; finding",
     "  repeated ids and texts takes about 300 bytes a document while the corpus is read.",
     "- A query's time is that of FAISS. BM25 adds what the postings of its words take, also in proportion.",
