@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lm_retrieval.cli.options import (
-    PATH,
+    LOCATION,
     Command,
     corpus_options,
     device_option,
@@ -15,6 +15,7 @@ from lm_retrieval.cli.options import (
     echo_json,
     format_option,
 )
+from lm_retrieval.storage import Location
 
 if TYPE_CHECKING:
     from lm_retrieval.index.report import BuildReport
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("corpus", type=PATH)
+@click.argument("corpus", type=LOCATION)
 @click.option(
     "--encoder",
     help="Checkpoint.  [default: that of the existing index, else lstm-base]",
 )
-@click.option("--output", type=PATH, help="Index folder.  [default: indexes/CORPUS]")
+@click.option("--output", type=LOCATION, help="Index folder.  [default: indexes/CORPUS]")
 @click.option("--factory", help='FAISS index, for example "Flat", "HNSW32", "IVF256,PQ32".  [default: by size]')
 @click.option(
     "--postprocess",
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
 @device_option
 @corpus_options
 def embed(
-    corpus: Path,
+    corpus: Location,
     encoder: str | None,
-    output: Path | None,
+    output: Location | None,
     factory: str | None,
     postprocess: Any,
     dense_weight: float | None,
@@ -64,10 +65,11 @@ def embed(
     from lm_retrieval.corpus import open_corpus
     from lm_retrieval.encoding.encoder import Encoder
     from lm_retrieval.index.builder import build_index
+    from lm_retrieval.storage import open_output
 
     opened = open_corpus(corpus, encoding=encoding, text_column=text_column)
-    target = output or Path("indexes") / opened.name
-    own = target / "encoder"
+    target = open_output(output or Path("indexes") / opened.name)
+    own = target.folder / "encoder"
     if encoder:
         folder = find_checkpoint(encoder)
     else:
@@ -77,14 +79,15 @@ def embed(
     report = build_index(
         opened,
         encoder=Encoder.load(folder, device=device, dtype=dtype, config=config),
-        output=target,
+        output=target.folder,
         factory=factory,
         dense_weight=dense_weight,
         rebuild=rebuild,
     )
+    target.send()
     for note in opened.counts.warnings():
         click.echo(f"warning: {note}", err=True)
-    _echo_report(target, report)
+    _echo_report(target.location, report)
 
 
 @click.command(cls=Command)
@@ -94,12 +97,15 @@ def index(name: str, factory: str) -> None:
     """Rebuild the FAISS part of an index from its stored vectors, without encoding again."""
     from lm_retrieval.index.builder import rebuild_vectors
     from lm_retrieval.search import find_index
+    from lm_retrieval.storage import is_uri, locate, open_output
 
-    folder = find_index(name)
-    report = rebuild_vectors(folder, factory=factory)
-    size = (folder / "vectors.faiss").stat().st_size
+    target = open_output(locate(name) if is_uri(name) else find_index(name))
+    report = rebuild_vectors(target.folder, factory=factory)
+    target.send()
+    size = (target.folder / "vectors.faiss").stat().st_size
     click.echo(
-        f"{folder}: {factory}, {report.chunks:,} vectors, {size / 1e6:.1f} MB, recall@10 {report.recall_at_10:.3f}"
+        f"{target.location}: {factory}, {report.chunks:,} vectors, {size / 1e6:.1f} MB, "
+        f"recall@10 {report.recall_at_10:.3f}"
     )
 
 
@@ -175,7 +181,7 @@ def search(
             click.echo("no document matches; try --mode dense or other words")
 
 
-def _echo_report(folder: Path, report: "BuildReport") -> None:
+def _echo_report(folder: Location, report: "BuildReport") -> None:
     click.echo(f"{folder}: {report.documents:,} documents, {report.chunks:,} chunks, index {report.factory}")
     parts = [f"{report.encoded:,} chunks encoded"]
     if report.reused:
