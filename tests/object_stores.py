@@ -39,9 +39,9 @@ class Store:
         return self.uri(name)
 
     def objects(self, name: str) -> dict[str, bytes]:
-        """Every object below a name."""
+        """Every object below a name; keys that end in a slash stand for folders."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.BUCKET, Prefix=f"{name}/")
-        keys = [row["Key"] for page in pages for row in page.get("Contents", ())]
+        keys = [row["Key"] for page in pages for row in page.get("Contents", ()) if row["Key"][-1] != "/"]
         read = self.client.get_object
         return {key.removeprefix(f"{name}/"): read(Bucket=self.BUCKET, Key=key)["Body"].read() for key in keys}
 

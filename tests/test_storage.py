@@ -146,7 +146,7 @@ def test_keys_are_taken_literally() -> None:
     assert str(locate("hdfs://node:8020/user/me")) == "hdfs://node:8020/user/me"
 
 
-# --- what is said when something is wrong ------------------------------------------------------------------------------
+# --- what is said when something is wrong -----------------------------------------------------------------------------
 
 
 def _said(uri: str) -> str:

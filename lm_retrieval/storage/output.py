@@ -138,13 +138,13 @@ def _send(folder: Path, target: RemotePath, before: Version | None) -> None:
             list(pool.map(send, new))
         version = Version(manifest, items)
         write_version(target, version)
+        write_state(folder.parent, version)  # what follows changes where files lie, not what they are
         _delete(target, taken - {item.key for item in items.values()}, pool)
-        version = _settled(target, version, pool)
-    write_state(folder.parent, version)
+        _settle(target, version, pool)
     logger.info("%s: sent %d files, %.1f MB, %d unchanged", target, len(new), total / 1e6, len(names) - len(new))
 
 
-def _settled(target: RemotePath, version: Version, pool: ThreadPoolExecutor) -> Version:
+def _settle(target: RemotePath, version: Version, pool: ThreadPoolExecutor) -> None:
     """Gives files that waited their own names, now that no version needs what was there; then nothing waits."""
 
     def settle(name: str) -> tuple[str, Item]:
@@ -166,7 +166,6 @@ def _settled(target: RemotePath, version: Version, pool: ThreadPoolExecutor) -> 
             target.file_system.delete_dir((target / WAITING_NAME).path)
     else:
         _delete(target, {item.key for item in version.items.values()} - {i.key for i in settled.items.values()}, pool)
-    return settled
 
 
 def _delete(target: RemotePath, keys: set[str], pool: ThreadPoolExecutor) -> None:
