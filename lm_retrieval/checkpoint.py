@@ -34,6 +34,7 @@ TOKENIZER_NAME = "tokenizer.model"
 WEIGHTS_NAME = "model.safetensors"
 LAST_WEIGHTS_NAME = "last.safetensors"
 POOLING_NAME = "pooling.safetensors"
+_RESUME_ONLY = frozenset((LAST_WEIGHTS_NAME, "trainer.pt"))
 POOLING_DIM = 256
 SCALE_SUFFIX = ".scale"
 KIND = "checkpoint"
@@ -233,10 +234,11 @@ def check_output(path: Path, *, resume: bool = False, resumable: bool = True) ->
         raise CheckpointError(f"{path}: holds {what} already; {way if resumable else ''}choose another --output")
 
 
-def check_remote_output(location: Location, *, resume: bool) -> None:
+def check_remote_output(location: Location, *, resume: bool = False, resumable: bool = True) -> None:
     """As `check_output` for a URI, before anything is fetched. A run that was never sent may wait on this machine."""
     if isinstance(location, RemotePath) and not resume and (location / MANIFEST_NAME).is_file():
-        raise CheckpointError(f"{location}: holds something already; add --resume to go on, or choose another --output")
+        way = "add --resume to go on, or " if resumable else ""
+        raise CheckpointError(f"{location}: holds something already; {way}choose another --output")
 
 
 def find_checkpoint(name: Path | str, *, folder: Path = Path("checkpoints")) -> Path:
@@ -249,7 +251,7 @@ def find_checkpoint(name: Path | str, *, folder: Path = Path("checkpoints")) -> 
         StorageError: there is no checkpoint at a URI, or it cannot be fetched.
     """
     if is_uri(name):
-        return local_folder(str(name))
+        return local_folder(str(name), leave_out=_RESUME_ONLY)
     homes = (folder, *_SHIPPED)
     for home in homes:
         found = find_folder(str(name), home)

@@ -201,6 +201,18 @@ def test_an_endpoint_that_does_not_answer_is_told_soon(store: Store, monkeypatch
         assert time.monotonic() - started < 10
 
 
+def test_a_port_where_nobody_answers_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_retrieval.storage.connection._PROBE_SECONDS", 1.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        started = time.monotonic()
+        assert f"{address} cannot be reached" in _said("s3://bucket/notes")
+        assert time.monotonic() - started < 8
+
+
 def test_an_endpoint_that_is_no_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "localhost:9000")
     assert "AWS_ENDPOINT_URL=localhost:9000: an address such as" in _said("s3://bucket/notes")

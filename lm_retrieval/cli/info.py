@@ -52,11 +52,12 @@ def quantize(checkpoint: str, output: Location) -> None:
     import torch
 
     from lm_retrieval.artifacts import folder_bytes
-    from lm_retrieval.checkpoint import check_output, find_checkpoint
+    from lm_retrieval.checkpoint import check_output, check_remote_output, find_checkpoint
     from lm_retrieval.encoding.encoder import Encoder
     from lm_retrieval.storage import open_output
 
     folder = find_checkpoint(checkpoint)
+    check_remote_output(output, resumable=False)
     target = open_output(output)
     check_output(target.folder, resumable=False)
     Encoder.load(folder, device="cpu").save(target.folder, dtype=torch.int8)

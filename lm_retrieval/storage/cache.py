@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from lm_retrieval.artifacts import MANIFEST_NAME, sha256_bytes, sha256_file, storage_errors, write_json
@@ -30,8 +31,12 @@ _ATTEMPTS = 3
 _KEPT_VERSIONS = 2
 
 
-def local_folder(place: "str | Path | RemotePath") -> Path:
+def local_folder(place: "str | Path | RemotePath", *, leave_out: frozenset[str] = frozenset()) -> Path:
     """The folder meant by a path or URI, on this machine; of a remote one what is new is fetched.
+
+    Args:
+        place: the folder.
+        leave_out: names of files that are not needed.
 
     Raises:
         StorageError: there is no complete checkpoint or index at the URI, or it cannot be read or kept.
@@ -41,11 +46,11 @@ def local_folder(place: "str | Path | RemotePath") -> Path:
         return location
     home = cache_home(location)
     with locked(home):
-        folder = _current(location, home)
+        folder = _current(location, home, leave_out)
     return folder / location.name
 
 
-def _current(location: RemotePath, home: Path) -> Path:
+def _current(location: RemotePath, home: Path, leave_out: frozenset[str]) -> Path:
     """The copy of the version that is in the store now, fetched where it is not here."""
     tried: list[Version] = []
     stale: StaleError | None = None
@@ -53,6 +58,7 @@ def _current(location: RemotePath, home: Path) -> Path:
         version = read_version(location)
         if version is None:
             raise StorageError(_nothing(location))
+        version = replace(version, items={n: item for n, item in version.items.items() if n not in leave_out})
         if version in tried or len(tried) == _ATTEMPTS:
             raise StorageError(
                 f"{stale}; if another process is writing there, try again in a moment, else send it again"
@@ -121,7 +127,7 @@ def fetch(location: RemotePath, version: Version, folder: Path, *, sources: list
         with progress(f"fetching {location}", total=sum(item.size for item in version.items.values()) or 1) as advance:
             with ThreadPoolExecutor(THREADS) as pool:
                 list(pool.map(bring, version.items))
-        if not all(item.exact for item in version.items.values()) and read_version(location) != version:
+        if not all(item.exact for item in version.items.values()) and _changed(location, version):
             raise StaleError(f"{location}: was changed while it was read")
         write_json(staging / location.name / MANIFEST_NAME, version.manifest)
         write_state(staging, version)
@@ -131,6 +137,11 @@ def fetch(location: RemotePath, version: Version, folder: Path, *, sources: list
     unchanged = len(version.items) - len(fetched)
     rest = f", {unchanged} unchanged" if unchanged else ""
     logger.info("%s: fetched %d files, %.1f MB%s", location, len(fetched), sum(fetched) / 1e6, rest)
+
+
+def _changed(location: RemotePath, version: Version) -> bool:
+    now = read_version(location)
+    return now is None or any(now.items.get(name) != item for name, item in version.items.items())
 
 
 def _take(source: Path, target: Path, item: Item, changeable: bool) -> bool:
@@ -155,6 +166,8 @@ def _copies(home: Path) -> list[Path]:
 
 
 def _forget_others(home: Path, folder: Path) -> None:
+    for path in home.glob(".*.partial"):  # of fetches that were killed
+        shutil.rmtree(path, ignore_errors=True)
     versions = [path for path in _copies(home) if path.name not in (WORK_NAME, folder.name)]
     for path in versions[_KEPT_VERSIONS - 1 :]:
         shutil.rmtree(path, ignore_errors=True)

@@ -18,6 +18,7 @@ from lm_retrieval.errors import StorageError
 _CONNECT_SECONDS = 2.5
 _REQUEST_SECONDS = 20.0
 _ATTEMPTS = 3
+_PROBE_SECONDS = 3.0
 _GCS_SECONDS = 8.0
 _VARIABLES = (
     "AWS_ENDPOINT_URL_S3",
@@ -68,12 +69,24 @@ def _open_s3(bucket: str) -> Any:
     else:
         with suppress(OSError):  # the request itself will say what is wrong
             options["region"] = fs.resolve_s3_region(bucket)
-    return fs.S3FileSystem(
-        connect_timeout=_CONNECT_SECONDS,
-        request_timeout=_REQUEST_SECONDS,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
-        **options,
-    )
+    _probe(fs.S3FileSystem(**_patience(_PROBE_SECONDS, 2), **options), bucket)
+    return fs.S3FileSystem(**_patience(_REQUEST_SECONDS, _ATTEMPTS), **options)
+
+
+def _patience(seconds: float, attempts: int) -> dict[str, Any]:
+    from pyarrow import fs
+
+    strategy = fs.AwsStandardS3RetryStrategy(max_attempts=attempts)
+    return {"connect_timeout": _CONNECT_SECONDS, "request_timeout": seconds, "retry_strategy": strategy}
+
+
+def _probe(store: Any, bucket: str) -> None:
+    """Asks once with little patience, which is enough to hear whether anybody answers, but not for large files."""
+    try:
+        store.get_file_info(bucket)
+    except OSError as error:
+        if any(word in str(error) for word in _UNREACHABLE):
+            raise
 
 
 def _open_gcs(bucket: str) -> Any:
