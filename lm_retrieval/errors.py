@@ -9,6 +9,7 @@ LmRetrievalError
 ├── IndexFormatError    an index folder that is missing or damaged
 ├── MismatchError       two artifacts that do not belong together
 ├── EvaluationError     runs or judgments that cannot be scored
+├── EngineError         worker processes that cannot be started or reached, or that died
 ├── StorageError        the file system said no: full, read-only, missing
 └── MissingExtraError   an optional dependency that is not installed
 
@@ -50,6 +51,10 @@ class MismatchError(LmRetrievalError):
 
 class EvaluationError(LmRetrievalError):
     """A run or judgments cannot be scored."""
+
+
+class EngineError(LmRetrievalError):
+    """Worker processes cannot be started or reached, or died."""
 
 
 class StorageError(LmRetrievalError):

@@ -80,6 +80,22 @@ def resolve_device(name: str = "auto") -> "torch.device":
     return device
 
 
+def local_devices(names: str = "auto") -> list[str]:
+    """The devices of this machine to work on: `auto` is every GPU, or the CPU where there is none.
+
+    Args:
+        names: `auto`, or devices separated by commas, for example `cuda:0,cuda:1`.
+
+    Raises:
+        ConfigError: a device does not exist here.
+    """
+    import torch
+
+    if names == "auto":
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())] or ["cpu"]
+    return [str(resolve_device(name.strip())) for name in names.split(",")]
+
+
 def fast_bfloat16(device: "torch.device") -> bool:
     """True where matrix products in bfloat16 are faster than in float32."""
     import torch

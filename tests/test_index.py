@@ -79,15 +79,15 @@ KILL_SCRIPT = """
 import os, signal, sys
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.index import builder, store
+from lm_retrieval.index import builder, shards
 from pathlib import Path
 corpus, checkpoint, output, kill_at = sys.argv[1:]
-original = builder.write_shard
+original = shards.write_shard
 def write_shard(folder, number, shard):
     if number == int(kill_at):
         os.kill(os.getpid(), signal.SIGKILL)
     original(folder, number, shard)
-builder.write_shard = write_shard
+shards.write_shard = write_shard
 encoder = Encoder.load(checkpoint, device="cpu", threads=1)
 report = builder.build_index(open_corpus(corpus), encoder=encoder, output=Path(output), shard_chunks=16)
 print(report.resumed, report.encoded)

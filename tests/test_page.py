@@ -45,7 +45,7 @@ def built(folder: Path, rows: list[dict[str, object]], encoder: Path, **options:
 @pytest.fixture(scope="module")
 def index(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [*rows_of(40), {"_id": "x", "title": f"a {SCRIPT}", "text": f"The owl {SCRIPT} sleeps."}]
-    return built(tmp_path_factory.mktemp("page"), rows, make_checkpoint("lstm"), shard_chunks=50)
+    return built(tmp_path_factory.mktemp("page"), rows, make_checkpoint("lstm"), shard_chunks=20)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """`lmr embed`, `lmr index`, `lmr search`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,6 @@ from lm_retrieval.cli.options import (
     LOCATION,
     Command,
     corpus_options,
-    device_option,
     dtype_option,
     echo_json,
     format_option,
@@ -18,6 +18,7 @@ from lm_retrieval.cli.options import (
 from lm_retrieval.storage import Location
 
 if TYPE_CHECKING:
+    from lm_retrieval.index.engines import Engine
     from lm_retrieval.index.report import BuildReport
     from lm_retrieval.records import Hit
 
@@ -42,7 +43,22 @@ if TYPE_CHECKING:
 )
 @click.option("--rebuild", is_flag=True, help="Encode everything again, also with another encoder than before.")
 @dtype_option("auto")
-@device_option
+@click.option(
+    "--devices",
+    "--device",
+    default="auto",
+    help='Devices, each with a process of its own: "cpu", "cuda:0,cuda:1".  [default: every GPU, else cpu]',
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where to encode: on this machine, or on a Ray cluster that sees --output too.",
+)
+@click.option("--address", metavar="HOST:PORT", help="Ray cluster.  [default: RAY_ADDRESS, else one of this machine]")
+@click.option("--workers", type=click.IntRange(min=1), help="Ray workers.  [default: as many as fit]")
+@click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="GPUs of a Ray worker.  [default: 0]")
 @corpus_options
 def embed(
     corpus: Location,
@@ -53,7 +69,11 @@ def embed(
     dense_weight: float | None,
     rebuild: bool,
     dtype: Any,
-    device: str,
+    devices: str,
+    engine: str,
+    address: str | None,
+    workers: int | None,
+    gpus_per_worker: float | None,
     encoding: str,
     text_column: str | None,
 ) -> None:
@@ -65,8 +85,11 @@ def embed(
     from lm_retrieval.corpus import open_corpus
     from lm_retrieval.encoding.encoder import Encoder
     from lm_retrieval.index.builder import build_index
+    from lm_retrieval.runtime import local_devices
     from lm_retrieval.storage import open_output
 
+    places = local_devices(devices)
+    chosen = _engine(engine, places, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     opened = open_corpus(corpus, encoding=encoding, text_column=text_column)
     target = open_output(output or Path("indexes") / opened.name)
     own = target.folder / "encoder"
@@ -78,16 +101,33 @@ def embed(
     config = read_config(folder).encoder.model_copy(update={"postprocess": postprocess}) if postprocess else None
     report = build_index(
         opened,
-        encoder=Encoder.load(folder, device=device, dtype=dtype, config=config),
+        encoder=Encoder.load(folder, device=places[0], dtype=dtype, config=config),
         output=target.folder,
         factory=factory,
         dense_weight=dense_weight,
         rebuild=rebuild,
+        engine=chosen,
     )
     target.send()
     for note in opened.counts.warnings():
         click.echo(f"warning: {note}", err=True)
     _echo_report(target.location, report)
+
+
+def _engine(name: str, devices: list[str], **cluster: Any) -> "Engine":
+    """Where an index is encoded."""
+    given = [f"--{key.replace('_', '-')}" for key, value in cluster.items() if value is not None]
+    if name == "local":
+        if given:
+            raise click.UsageError(f"{', '.join(given)}: only with --engine ray")
+        from lm_retrieval.index.engines import local_engine
+
+        return local_engine(devices)
+    from lm_retrieval.runtime import THREADS_VARIABLE, thread_count
+    from lm_retrieval.scale.ray_data import RayEngine
+
+    cluster["gpus_per_worker"] = cluster["gpus_per_worker"] or 0.0
+    return RayEngine(**cluster, threads_per_worker=thread_count() if THREADS_VARIABLE in os.environ else 1)
 
 
 @click.command(cls=Command)

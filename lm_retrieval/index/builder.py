@@ -8,7 +8,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,28 +24,17 @@ from lm_retrieval.artifacts import (
     write_manifest,
 )
 from lm_retrieval.corpus import Corpus
-from lm_retrieval.corpus.chunking import Chunk, chunk_text
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.encoding.query import QueryEncoder
-from lm_retrieval.errors import ConfigError, CorpusError, IndexFormatError, LmRetrievalError, MismatchError
+from lm_retrieval.errors import ConfigError, CorpusError, IndexFormatError, MismatchError
 from lm_retrieval.index import vectors
 from lm_retrieval.index.calibration import calibrate
+from lm_retrieval.index.engines import Engine, Site, ThisProcess
 from lm_retrieval.index.lexical import K1, B, LexicalIndex
 from lm_retrieval.index.report import BuildReport, Clock
-from lm_retrieval.index.store import (
-    CorpusDigest,
-    Shard,
-    Store,
-    VectorCache,
-    Vectors,
-    content_hash,
-    drop_shards_from,
-    spans_of,
-    write_shard,
-)
+from lm_retrieval.index.shards import Outcome, Work, chunks_of, finished, plan
+from lm_retrieval.index.store import CorpusDigest, EarlierPlaces, Store, drop_shards_from
 from lm_retrieval.progress import progress
-from lm_retrieval.records import Document
-from lm_retrieval.runtime import ahead
 from lm_retrieval.storage import locate, resolved
 
 KIND = "index"
@@ -72,6 +60,7 @@ def build_index(
     dense_weight: float | None = None,
     rebuild: bool = False,
     shard_chunks: int = SHARD_CHUNKS,
+    engine: Engine | None = None,
 ) -> BuildReport:
     """Indexes a corpus, or brings an existing index of it up to date.
 
@@ -84,16 +73,20 @@ def build_index(
         factory: a FAISS factory string; chosen by size when None.
         dense_weight: the encoder's share in hybrid search, 0..1; calibrated on pseudo-queries when None.
         rebuild: encode everything again, also with another encoder than the existing index has.
-        shard_chunks: chunks per shard; bounds the memory in use.
+        shard_chunks: chunks per shard, about; bounds the memory in use.
+        engine: where shards are encoded; in this process when None.
 
     Raises:
+        EngineError: worker processes cannot be started, or died; finished shards are kept.
         MismatchError: the existing index was built with another encoder and `rebuild` is not set.
         ConfigError, CorpusError, StorageError: see their messages; an existing index stays as it was.
     """
     output = output.resolve()
     with folder_lock(output):
         recover_folder(output)
-        return _Build(corpus, encoder, output, factory, dense_weight, rebuild, shard_chunks).run()
+        return _Build(
+            corpus, encoder, output, factory, dense_weight, rebuild, shard_chunks, engine or ThisProcess()
+        ).run()
 
 
 def rebuild_vectors(folder: Path, *, factory: str) -> BuildReport:
@@ -127,6 +120,7 @@ class _Build:
         dense_weight: float | None,
         rebuild: bool,
         shard_chunks: int,
+        engine: Engine,
     ) -> None:
         if dense_weight is not None and not 0 <= dense_weight <= 1:
             raise ConfigError(f"dense_weight is {dense_weight}; it must be between 0 and 1")
@@ -134,6 +128,7 @@ class _Build:
         self.earlier_weight: dict[str, Any] = {}
         self.corpus, self.output, self.factory, self.shard_chunks = corpus, output, factory, shard_chunks
         self.staging = output.with_name(f".{output.name}.partial")
+        self.engine, self.num_shards = engine, 0
         self.report = BuildReport()
         self._clock = Clock(self.report)
         self.earlier: Store | None = None
@@ -157,7 +152,7 @@ class _Build:
             raise CorpusError(f"{self.corpus.path}: every document is empty; there is nothing to index")
         report.factory = self.factory or vectors.choose_factory(report.chunks)
         with self._clock("index"), storage_errors(self.staging / CHUNKS_NAME):
-            np.save(self.staging / CHUNKS_NAME, store.chunk_table())
+            _write_chunk_table(self.staging / CHUNKS_NAME, store, count=report.chunks)
             _build_vectors(self.staging, store, self.encoder.dim, report)
         with self._clock("bm25"), storage_errors(self.staging):
             LexicalIndex.build(document.content for document in store.documents()).save(self.staging / LEXICAL_NAME)
@@ -266,112 +261,65 @@ class _Build:
     # --- shards ------------------------------------------------------------------------------------------------------
 
     def _write_shards(self) -> Store:
-        finished = self._finished_shards()
-        cache = VectorCache(self.earlier)
-        seen_earlier = 0
-        number = 0
-        # texts are cut and shards written while the encoder works on the shard between them
-        with progress("embedding") as advance, ThreadPoolExecutor(1) as writer:
-            writing: Future[None] | None = None
-            for documents, chunks in ahead(self._groups()):
-                hashes = [content_hash(document) for document in documents]
-                self._count(documents, hashes, chunks)
-                seen_earlier += sum(document.doc_id in cache.ids for document in documents)
-                size = sum(map(len, chunks))
-                if finished is not None and _matches(finished, number, documents, hashes):
-                    self.report.resumed += size
-                else:
-                    if finished is not None:
-                        drop_shards_from(self.staging, number)
-                        finished = None
-                    shard = Shard(
-                        documents, hashes, list(map(spans_of, chunks)), self._encode(cache, documents, hashes, chunks)
-                    )
-                    if writing is not None:
-                        writing.result()
-                    writing = writer.submit(self._write, number, shard)
-                number += 1
-                advance(size, note=f"{self.report.documents:,} documents, {self.report.chunks:,} chunks")
-            if writing is not None:
-                writing.result()
-        drop_shards_from(self.staging, number)
-        self.report.removed = len(cache.ids) - seen_earlier
+        report = self.report
+        with progress("embedding") as advance:
+            site = Site(
+                self.staging,
+                self.staging / ENCODER_NAME,
+                self.encoder.dtype,
+                self.output if self.earlier else None,
+            )
+            for outcome in self.engine.run(self._unfinished(), site=site, encoder=self.encoder):
+                self._add(outcome)
+                advance(outcome.chunks, note=f"{report.documents:,} documents, {report.chunks:,} chunks")
+        drop_shards_from(self.staging, self.num_shards)
         return Store(self.staging)
 
-    def _write(self, number: int, shard: Shard) -> None:
-        with self._clock("write"):
-            write_shard(self.staging, number, shard)
+    def _unfinished(self) -> Iterator[Work]:
+        """The shards of the corpus that an interrupted run did not finish."""
+        earlier = EarlierPlaces(self.earlier)
+        documents = self.corpus.documents()
+        seen = 0
+        for work in plan(
+            documents, earlier=earlier, shard_chunks=self.shard_chunks, window_tokens=self.encoder.max_seq_length
+        ):
+            self.num_shards = work.number + 1
+            self.report.documents += len(work.documents)
+            seen += sum(document.doc_id in earlier for document in work.documents)
+            for document, digest in zip(work.documents, work.hashes, strict=True):
+                self.corpus_digest.add(document.doc_id, digest)
+            outcome = finished(self.staging, work)
+            if outcome is None:
+                yield work
+            else:
+                self._add(outcome)
+        self.report.removed = len(earlier) - seen
 
-    def _finished_shards(self) -> Store | None:
-        try:
-            store = Store(self.staging)
-            for number in range(store.num_shards):
-                store.vectors(number)
-        except LmRetrievalError:
-            drop_shards_from(self.staging, 0)
-            return None
-        return store if store.num_shards else None
-
-    def _groups(self) -> Iterator[tuple[list[Document], list[list[Chunk]]]]:
-        """Documents in corpus order, cut into shards by their number of chunks alone."""
-        documents: list[Document] = []
-        chunks: list[list[Chunk]] = []
-        size = 0
-        for document in self.corpus.documents():
-            with self._clock("tokenize"):
-                pieces = list(self._chunk(document, self.encoder))
-            documents.append(document)
-            chunks.append(pieces)
-            size += max(1, len(pieces))
-            if size >= self.shard_chunks:
-                yield documents, chunks
-                documents, chunks, size = [], [], 0
-        if documents:
-            yield documents, chunks
-
-    def _chunk(self, document: Document, encoder: Encoder) -> Iterator[Chunk]:
-        return chunk_text(
-            document.content,
-            tokenizer=encoder.tokenizer,
-            max_tokens=encoder.max_seq_length,
-            overlap_tokens=min(encoder.config.overlap_tokens, encoder.max_seq_length // 2),
-        )
+    def _add(self, outcome: Outcome) -> None:
+        report = self.report
+        report.chunks += outcome.chunks
+        report.tokens += outcome.tokens
+        report.empty_documents += outcome.empty_documents
+        report.split_documents += outcome.split_documents
+        report.encoded += outcome.encoded
+        report.reused += outcome.reused
+        report.resumed += outcome.resumed
+        for stage, seconds in outcome.seconds.items():
+            self._clock.add(stage, seconds)
 
     def _all_token_ids(self, encoder: Encoder) -> Iterator[list[int]]:
         for document in self.corpus.documents():
-            for chunk in self._chunk(document, encoder):
+            for chunk in chunks_of(document, encoder=encoder):
                 yield chunk.token_ids
 
-    def _count(self, documents: list[Document], hashes: list[str], chunks: list[list[Chunk]]) -> None:
-        self.report.documents += len(documents)
-        self.report.chunks += sum(map(len, chunks))
-        self.report.tokens += sum(len(chunk.token_ids) for pieces in chunks for chunk in pieces)
-        self.report.empty_documents += sum(not pieces for pieces in chunks)
-        self.report.split_documents += sum(len(pieces) > 1 for pieces in chunks)
-        for document, digest in zip(documents, hashes, strict=True):
-            self.corpus_digest.add(document.doc_id, digest)
 
-    def _encode(
-        self, cache: VectorCache, documents: list[Document], hashes: list[str], chunks: list[list[Chunk]]
-    ) -> Vectors:
-        """(C, D) vectors of a shard: earlier ones of unchanged documents, the rest encoded."""
-        known = [
-            cache.lookup(document.doc_id, digest, chunks=len(pieces))
-            for document, digest, pieces in zip(documents, hashes, chunks, strict=True)
-        ]
-        fresh = [chunk.token_ids for old, pieces in zip(known, chunks, strict=True) if old is None for chunk in pieces]
-        with self._clock("encode"):
-            encoded = self.encoder.encode_tokens(fresh, normalize_embeddings=True)
-        self.report.encoded += len(fresh)
-        parts, place = [np.zeros((0, self.encoder.dim), np.float32)], 0
-        for old, pieces in zip(known, chunks, strict=True):
-            if old is not None:
-                parts.append(old)
-                self.report.reused += len(old)
-            else:
-                parts.append(encoded[place : place + len(pieces)])
-                place += len(pieces)
-        return np.ascontiguousarray(np.concatenate(parts))
+def _write_chunk_table(path: Path, store: Store, *, count: int) -> None:
+    table = np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=(count, 3))
+    first = 0
+    for part in store.chunk_table():
+        table[first : first + len(part)] = part
+        first += len(part)
+    table.flush()
 
 
 def _build_vectors(folder: Path, store: Store, dim: int, report: BuildReport) -> None:
@@ -398,13 +346,6 @@ def _same_encoder(manifest: dict[str, Any], encoder: Encoder) -> bool:
     if encoder.base_fingerprint != manifest["encoder_base_sha256"]:
         return False
     return not encoder.fitted or encoder.transform is None or encoder.fingerprint == manifest["encoder_sha256"]
-
-
-def _matches(finished: Store, number: int, documents: list[Document], hashes: list[str]) -> bool:
-    if number >= finished.num_shards:
-        return False
-    doc_ids, known = finished.shard_key(number)
-    return known == hashes and doc_ids == [document.doc_id for document in documents]
 
 
 def _refuse_foreign(output: Path) -> None:

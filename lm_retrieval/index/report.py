@@ -52,6 +52,9 @@ class Clock:
         try:
             yield
         finally:
-            seconds = self._report.seconds
-            seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
-            self._report.peak_memory_bytes[stage] = peak_memory_bytes()
+            self.add(stage, time.perf_counter() - started)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Adds time that was measured elsewhere, perhaps by another process."""
+        self._report.seconds[stage] = self._report.seconds.get(stage, 0.0) + seconds
+        self._report.peak_memory_bytes[stage] = peak_memory_bytes()

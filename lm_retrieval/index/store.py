@@ -11,9 +11,8 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow
@@ -113,22 +112,40 @@ def write_shard(folder: Path, number: int, shard: Shard) -> None:
         parquet.write_table(table, stream, compression="none", use_dictionary=["doc_id"])
 
 
+def drop_shard(folder: Path, number: int) -> None:
+    """Deletes a shard; the part that says it is whole goes first."""
+    with storage_errors(folder):
+        _embeddings_path(folder, number).unlink(missing_ok=True)
+        _documents_path(folder, number).unlink(missing_ok=True)
+
+
 def drop_shards_from(folder: Path, number: int) -> None:
     """Deletes shard `number` and all later ones."""
-    with storage_errors(folder):
-        for pattern in (f"{_EMBEDDINGS}/part-*.parquet", f"{_DOCUMENTS}/part-*.arrow"):
-            for path in folder.glob(pattern):
-                if int(path.stem.removeprefix("part-")) >= number:
-                    path.unlink()
+    for path in (*folder.glob(f"{_EMBEDDINGS}/part-*.parquet"), *folder.glob(f"{_DOCUMENTS}/part-*.arrow")):
+        if (found := int(path.stem.removeprefix("part-"))) >= number:
+            drop_shard(folder, found)
+
+
+def shard_is_written(folder: Path, number: int) -> bool:
+    """Whether the last file of a shard is there."""
+    return _embeddings_path(folder, number).is_file()
 
 
 class Store:
-    """Reads the shards of a folder. Opening one touches no text and no vector."""
+    """Reads the shards of a folder. Opening one touches no text and no vector.
 
-    def __init__(self, folder: Path) -> None:
-        """Raises IndexFormatError when a shard is damaged or its parts do not fit."""
+    Shards are counted from 0 in the order of their numbers on disk.
+    """
+
+    def __init__(self, folder: Path, *, numbers: Sequence[int] | None = None) -> None:
+        """Opens all shards, or those with certain numbers.
+
+        Raises:
+            IndexFormatError: a shard is damaged or its parts do not fit.
+        """
         self.folder = folder
-        self.num_shards = len(list((folder / _EMBEDDINGS).glob("part-*.parquet")))
+        self._numbers = range(len(list((folder / _EMBEDDINGS).glob("part-*.parquet")))) if numbers is None else numbers
+        self.num_shards = len(self._numbers)
         self._tables = [self._open_documents(number) for number in range(self.num_shards)]
         self._first_rows = np.cumsum([0, *(table.num_rows for table in self._tables)]).tolist()
 
@@ -160,15 +177,14 @@ class Store:
         """How many chunks each document of a shard has."""
         return list(self._tables[number].column("num_chunks").to_pylist())
 
-    def chunk_table(self) -> NDArray[np.int64]:
-        """(C, 3) document row, start and end of every chunk."""
-        parts = []
+    def chunk_table(self) -> Iterator[NDArray[np.int64]]:
+        """Streams, shard by shard, (C, 3) document row, start and end of every chunk."""
         for number, table in enumerate(self._tables):
             counts = table.column("num_chunks").to_numpy()
             rows = np.repeat(np.arange(len(counts)) + self._first_rows[number], counts)
             spans = self._read_embeddings(number, ["start", "end"])
-            parts.append(np.column_stack([rows, spans.column("start").to_numpy(), spans.column("end").to_numpy()]))
-        return np.concatenate(parts).astype(np.int64) if parts else np.zeros((0, 3), np.int64)
+            columns = [rows, spans.column("start").to_numpy(), spans.column("end").to_numpy()]
+            yield np.column_stack(columns).astype(np.int64)
 
     def vector_shards(self) -> Iterator[Vectors]:
         """Streams (C, D) vectors, one shard at a time."""
@@ -198,7 +214,7 @@ class Store:
     def _read_embeddings(self, number: int, columns: list[str]) -> Any:
         from pyarrow import parquet
 
-        path = _embeddings_path(self.folder, number)
+        path = _embeddings_path(self.folder, self._numbers[number])
         with storage_errors(path):
             try:
                 table = parquet.read_table(path, columns=columns)
@@ -212,7 +228,7 @@ class Store:
         return table
 
     def _open_documents(self, number: int) -> Any:
-        path = _documents_path(self.folder, number)
+        path = _documents_path(self.folder, self._numbers[number])
         with storage_errors(path):
             try:
                 with pyarrow.memory_map(str(path)) as source:
@@ -227,34 +243,50 @@ class Store:
         return self._tables[number], row - self._first_rows[number]
 
 
-class VectorCache:
-    """Vectors of an earlier index by document id, valid only while the content hash is the same."""
+class Place(NamedTuple):
+    """Where an earlier index has the vectors of a document."""
+
+    shard: int
+    first: int
+    chunks: int
+
+
+class EarlierPlaces:
+    """Places of vectors in an earlier index by document id, valid only while the content hash is the same."""
 
     def __init__(self, store: Store | None) -> None:
-        self._store = store
-        self._places: dict[str, tuple[str, int, int, int]] = {}
+        self._places: dict[str, tuple[str, Place]] = {}
         for number in range(store.num_shards if store else 0):
             assert store is not None
             first = 0
             for doc_id, digest, count in zip(*store.shard_key(number), store.chunk_counts(number), strict=True):
-                self._places[doc_id] = (digest, number, first, count)
+                self._places[doc_id] = (digest, Place(number, first, count))
                 first += count
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, doc_id: str) -> bool:
+        return doc_id in self._places
+
+    def find(self, doc_id: str, digest: str) -> Place | None:
+        """Where the vectors of an unchanged document are."""
+        known, place = self._places.get(doc_id, (None, None))
+        return place if known == digest else None
+
+
+class PlacedVectors:
+    """Reads vectors by their places; neighbouring ones are of one shard, which is read once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._open: tuple[int, Vectors] | None = None
 
-    def lookup(self, doc_id: str, digest: str, *, chunks: int) -> Vectors | None:
-        """(C, D) vectors of an unchanged document cut into as many chunks as before, or None."""
-        found = self._places.get(doc_id)
-        if found is None or found[0] != digest or found[3] != chunks or self._store is None:
-            return None
-        _, number, first, count = found
-        if self._open is None or self._open[0] != number:
-            self._open = number, self._store.vectors(number)
-        return self._open[1][first : first + count]
-
-    @cached_property
-    def ids(self) -> frozenset[str]:
-        """Every document id of the earlier index."""
-        return frozenset(self._places)
+    def read(self, place: Place) -> Vectors:
+        """(C, D) vectors of a document."""
+        if self._open is None or self._open[0] != place.shard:
+            self._open = place.shard, self._store.vectors(place.shard)
+        return self._open[1][place.first : place.first + place.chunks]
 
 
 _DOCUMENT_SCHEMA = pyarrow.schema(
