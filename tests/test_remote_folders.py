@@ -21,6 +21,7 @@ from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.errors import CheckpointError, StorageError
 from lm_retrieval.search import Searcher, find_index
+from lm_retrieval.server.settings import parse_model
 from lm_retrieval.storage import local_folder, locate, open_output
 from lm_retrieval.storage import output as sending
 from lm_retrieval.tuning.run import tune
@@ -87,6 +88,11 @@ def test_an_encoder_loads_from_a_store(
     assert there.name == "tiny-lstm"
     requests = Requests(monkeypatch).of(lambda: find_checkpoint(uri))
     assert not [line for line in requests if line.endswith(("safetensors", ".model", "config.json"))]
+
+
+def test_a_server_takes_models_and_an_index_from_a_store() -> None:
+    assert parse_model("s3://bucket/day=3/mine") == ("mine", "s3://bucket/day=3/mine")
+    assert parse_model("custom=s3://bucket/day=3/mine") == ("custom", "s3://bucket/day=3/mine")
 
 
 def test_only_what_is_new_is_fetched(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ endpoints are read here. Timeouts are short, so that a typo is told in seconds.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -112,6 +113,11 @@ def endpoint(scheme: str) -> str | None:
     return next((value for name in names if (value := os.environ.get(name))), None)
 
 
+def _shown_endpoint(scheme: str) -> str:
+    address = endpoint(scheme)
+    return "the store" if address is None else re.sub(r"//[^/@]*@", "//", address)
+
+
 @contextmanager
 def remote_errors(uri: object) -> Iterator[None]:
     """Turns what a store says about `uri` into a StorageError with advice."""
@@ -137,7 +143,7 @@ def _explain(error: OSError, scheme: str) -> str:
         (_DENIED, f"access denied; {_credentials(scheme)}"),
         (
             _UNREACHABLE,
-            f"{endpoint(scheme) or 'the store'} cannot be reached; check {_CHECK.get(scheme, 'the address')}",
+            f"{_shown_endpoint(scheme)} cannot be reached; check {_CHECK.get(scheme, 'the address')}",
         ),
     ):
         if any(word in text for word in words):
