@@ -70,10 +70,11 @@ def read_version(folder: RemotePath) -> Version | None:
         StorageError: the manifest is no manifest, or the store does not answer.
     """
     path = folder / MANIFEST_NAME
-    if not path.is_file():
+    content = _content(path)
+    if content is None:
         return None
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(content)
         table = manifest.pop(TABLE_KEY, None)
         if table is not None:
             items = {name: Item(row["bytes"], row["sha256"], row.get("key", name)) for name, row in table.items()}
@@ -83,6 +84,16 @@ def read_version(folder: RemotePath) -> Version | None:
         raise StorageError(f"{path}: damaged manifest; upload the folder again") from error
     listed = {name: entry for name, entry in folder.files().items() if not _hidden(name) and name != MANIFEST_NAME}
     return Version(manifest, {n: Item(e.size, f"{e.size}-{e.modified}", n) for n, e in listed.items()})
+
+
+def _content(path: RemotePath) -> bytes | None:
+    """A small file, or None where there is none; two requests."""
+    with remote_errors(path):
+        try:
+            with path.file_system.open_input_file(path.path) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
 
 
 def _check_names(items: dict[str, Item]) -> None:
