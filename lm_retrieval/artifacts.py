@@ -41,7 +41,9 @@ def _explain(error: OSError, path: Path) -> LmRetrievalError:
         errno.ENOTDIR: "a part of this path is a file, a folder is needed",
         errno.EIO: "the device reported an input/output error; check the disk",
     }
-    return StorageError(f"{path}: {reasons.get(error.errno or 0, error.strerror or str(error))}")
+    # pyarrow's have no number
+    number = error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else 0)
+    return StorageError(f"{path}: {reasons.get(number, error.strerror or str(error))}")
 
 
 @contextlib.contextmanager
@@ -93,6 +95,21 @@ def replace_folder(source: Path, target: Path) -> None:
             shutil.rmtree(old)
 
 
+def require_folder(path: Path) -> None:
+    """Checks that a folder that is being written is still there.
+
+    Where a disk was unmounted its folder may be made again, on another disk, and half of the work would go there.
+
+    Raises:
+        StorageError: it has gone.
+    """
+    if not path.is_dir():
+        raise StorageError(
+            f"{path}: has gone while it was being written; if its disk was unmounted, mount it and run the same "
+            "command again"
+        )
+
+
 def recover_folder(target: Path) -> None:
     """Puts back what a kill in the middle of `replace_folder` left under another name."""
     with storage_errors(target):
@@ -115,13 +132,16 @@ def folder_lock(path: Path) -> Iterator[None]:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock_path = path.with_name(f".{path.name}.lock")
-        with lock_path.open("w") as stream:
+        handle = os.open(lock_path, os.O_RDONLY | os.O_CREAT, 0o666)
+        try:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 message = f"{path}: another process is writing this folder; wait for it or choose another --output"
                 raise StorageError(message) from None
             yield
+        finally:
+            os.close(handle)
 
 
 def sha256_bytes(*parts: bytes) -> str:

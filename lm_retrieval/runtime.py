@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 THREADS_VARIABLE = "LMR_THREADS"
+_LEAST_BUDGET = 64 << 20
+_UNKNOWN_FREE = 8 << 30
 _configured = False
 T = TypeVar("T")
 
@@ -132,6 +134,39 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries that draw from the global generator
     torch.manual_seed(seed)
+
+
+def memory_budget(limit_bytes: int | None = None) -> int:
+    """Bytes that may still be taken.
+
+    Args:
+        limit_bytes: of the whole process; by default half of what the machine or container has free.
+    """
+    free = min(_free_memory())
+    if limit_bytes is None:
+        return free // 2
+    return max(_LEAST_BUDGET, min(limit_bytes - resident_bytes(), free))
+
+
+def _free_memory() -> list[int]:
+    """Bytes free on this machine and, where it says so, in this container."""
+    found = []
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        found.append(max(0, limit - int(Path("/sys/fs/cgroup/memory.current").read_text())))
+    return found or [_UNKNOWN_FREE]
+
+
+def resident_bytes() -> int:
+    """The resident size of this process, in bytes; 0 where the system does not say."""
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 def reset_peak_memory() -> None:

@@ -254,13 +254,13 @@ def test_memory_while_embedding_does_not_grow_with_the_corpus(
     from lm_retrieval.index.lexical import LexicalIndex
 
     peaks: list[int] = []
-    build = LexicalIndex.build
+    write = LexicalIndex.write
 
-    def record_and_build(texts: Iterable[str]) -> LexicalIndex:
+    def record_and_write(texts: Iterable[str], folder: Path, *, memory_bytes: int) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
-        return build(texts)
+        write(texts, folder, memory_bytes=memory_bytes)
 
-    monkeypatch.setattr(LexicalIndex, "build", record_and_build)
+    monkeypatch.setattr(LexicalIndex, "write", record_and_write)
     for count in (500, 1000, 4000):
         rows = [{"text": text} for text in make_texts(count, seed=count)]
         corpus = open_corpus(write_jsonl(tmp_path / f"{count}.jsonl", rows))

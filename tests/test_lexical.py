@@ -551,3 +551,14 @@ def test_the_best_chunk_has_the_most_distinct_terms():
 def test_without_chunks_the_best_one_is_the_beginning():
     assert best_chunk("x" * 1000, [], terms=frozenset(), analyzer=ANALYZER) == Span(0, 240)
     assert best_chunk("short", [], terms=frozenset(), analyzer=ANALYZER) == Span(0, 5)
+
+
+@pytest.mark.parametrize("most", [1, 7, 60, 10_000])
+def test_bounded_memory_writes_the_same_files(tmp_path, monkeypatch, most):
+    texts = [*CORPUS, *(f"{text} again number{place}" for place, text in enumerate(CORPUS)), "", *CORPUS]
+    LexicalIndex.build(texts).save(tmp_path / "whole")
+    monkeypatch.setattr("lm_retrieval.index.lexical._SORTED_AT_ONCE", most)
+    LexicalIndex.write(iter(texts), tmp_path / "bounded", memory_bytes=1)
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "bounded" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert len(list((tmp_path / "bounded").iterdir())) == len(list((tmp_path / "whole").iterdir()))

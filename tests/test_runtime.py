@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
-from lm_retrieval.runtime import ahead
+from lm_retrieval.cli.options import Bytes
+from lm_retrieval.runtime import ahead, memory_budget, resident_bytes
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,3 +73,25 @@ def test_the_package_and_its_help_load_within_a_third_of_a_second(code: str) -> 
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.3
+
+
+def test_the_memory_budget_is_what_the_limit_leaves() -> None:
+    used = resident_bytes()
+    assert 10e6 < used < 20e9
+    assert memory_budget(used + 500_000_000) == pytest.approx(500e6, rel=0.1)
+    assert memory_budget(1) == 64 << 20  # less is not worth a name
+    assert memory_budget() > 0
+    assert memory_budget(10**15) <= 2.2 * memory_budget()  # a limit above what is free does not make more
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("500MB", 500e6), ("2GB", 2e9), ("1.5g", 1.5e9), ("64 kb", 64e3), ("77", 77)]
+)
+def test_sizes_are_read_as_people_write_them(text: str, expected: float) -> None:
+    assert Bytes().convert(text, None, None) == expected
+
+
+@pytest.mark.parametrize("text", ["", "two", "-1GB", "1GiB", "GB"])
+def test_what_is_no_size_is_a_usage_error(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="500MB or 2GB"):
+        Bytes().convert(text, None, None)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lm_retrieval.errors import ConfigError, IndexFormatError
+from lm_retrieval.index.cells import write_in_parts
 from lm_retrieval.index.vectors import VectorIndex, build, choose_factory, recall
 
 DIM = 16
@@ -22,10 +23,10 @@ def in_shards(vectors: np.ndarray, size: int = 70) -> Callable[[], Iterator[np.n
     return lambda: (vectors[start : start + size] for start in range(0, len(vectors), size))
 
 
-def built(folder: Path, vectors: np.ndarray, factory: str = "Flat") -> Path:
+def built(folder: Path, vectors: np.ndarray, factory: str = "Flat", memory_bytes: int = 1 << 30) -> Path:
     path = folder / "vectors.faiss"
     dim = vectors.shape[1]
-    build(path, shards=in_shards(vectors), count=len(vectors), dim=dim, factory=factory)
+    build(path, shards=in_shards(vectors), count=len(vectors), dim=dim, factory=factory, memory_bytes=memory_bytes)
     return path
 
 
@@ -132,6 +133,33 @@ def test_cells_are_probed_by_the_sixteenth_part_and_at_least_eight(tmp_path):
     for factory, probes in (("IVF16,Flat", 8), ("IVF160,Flat", 10)):
         index = faiss.read_index(str(built(tmp_path, vectors, factory)))
         assert faiss.extract_index_ivf(index).nprobe == probes
+
+
+# ---------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("factory", ["IVF8,SQ8", "IVF4,PQ4", "PCA8,IVF8,Flat"])
+@pytest.mark.parametrize("memory_bytes", [2, 3000, 20_000])
+def test_an_index_built_in_parts_is_the_file_that_memory_for_all_would_give(tmp_path, factory, memory_bytes):
+    vectors = unit(900)
+    at_once = built(tmp_path / "once", vectors, factory)
+    # what is learned from fewer vectors is another index: only the adding is bounded here
+    in_parts = tmp_path / "parts" / "vectors.faiss"
+    in_parts.parent.mkdir()
+    index = faiss.read_index(str(at_once))
+    index.reset()
+    write_in_parts(in_parts, index, in_shards(vectors)(), memory_bytes=memory_bytes)
+    assert in_parts.read_bytes() == at_once.read_bytes()
+    assert list(in_parts.parent.iterdir()) == [in_parts]
+
+
+def test_with_little_memory_cells_are_built_in_parts_and_graphs_refused(tmp_path):
+    vectors = unit(3000)
+    found = VectorIndex.read(built(tmp_path / "a", vectors, "IVF16,SQ8", memory_bytes=30_000)).search(vectors[:50], 1)
+    assert sum(neighbours.rows[0] == row for row, neighbours in enumerate(found)) >= 48
+    with pytest.raises(ConfigError, match=r"'HNSW16' needs about .* GB of memory for 3,000 vectors.*--max-memory"):
+        built(tmp_path / "b", vectors, "HNSW16", memory_bytes=30_000)
+    assert not (tmp_path / "b" / "vectors.faiss").exists()
 
 
 # ---------------------------------------------------------------- recall

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -66,6 +67,28 @@ class _PathType(click.Path):
 
 LOCATION = _LocationType()
 PATH = _PathType(path_type=Path)
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on
+    """A number of bytes such as 500MB or 2GB; KB, MB, GB and TB are powers of 1000."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parses the text."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", value.strip().upper())
+        if found is None:
+            self.fail(f"{value!r} is no size; write for example 500MB or 2GB", param, ctx)
+        return int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " "))
+
+
+max_memory_option = click.option(
+    "--max-memory",
+    type=Bytes(),
+    help="Memory of the process while it builds, for example 2GB.  [default: half of what is free]",
+)
 
 format_option = click.option(
     "--format",

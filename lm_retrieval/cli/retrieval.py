@@ -14,6 +14,7 @@ from lm_retrieval.cli.options import (
     dtype_option,
     echo_json,
     format_option,
+    max_memory_option,
 )
 from lm_retrieval.storage import Location
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     default="auto",
     help='Devices, each with a process of its own: "cpu", "cuda:0,cuda:1".  [default: every GPU, else cpu]',
 )
+@max_memory_option
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -70,6 +72,7 @@ def embed(
     rebuild: bool,
     dtype: Any,
     devices: str,
+    max_memory: int | None,
     engine: str,
     address: str | None,
     workers: int | None,
@@ -107,6 +110,7 @@ def embed(
         dense_weight=dense_weight,
         rebuild=rebuild,
         engine=chosen,
+        max_memory_bytes=max_memory,
     )
     target.send()
     for note in opened.counts.warnings():
@@ -133,14 +137,15 @@ def _engine(name: str, devices: list[str], **cluster: Any) -> "Engine":
 @click.command(cls=Command)
 @click.argument("name")
 @click.option("--factory", required=True, help='FAISS index, for example "Flat", "HNSW32", "IVF256,PQ32".')
-def index(name: str, factory: str) -> None:
+@max_memory_option
+def index(name: str, factory: str, max_memory: int | None) -> None:
     """Rebuild the FAISS part of an index from its stored vectors, without encoding again."""
     from lm_retrieval.index.builder import rebuild_vectors
     from lm_retrieval.search import find_index
     from lm_retrieval.storage import is_uri, locate, open_output
 
     target = open_output(locate(name) if is_uri(name) else find_index(name))
-    report = rebuild_vectors(target.folder, factory=factory)
+    report = rebuild_vectors(target.folder, factory=factory, max_memory_bytes=max_memory)
     target.send()
     size = (target.folder / "vectors.faiss").stat().st_size
     click.echo(

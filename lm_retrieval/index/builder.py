@@ -19,6 +19,7 @@ from lm_retrieval.artifacts import (
     read_manifest,
     recover_folder,
     replace_folder,
+    require_folder,
     storage_errors,
     write_json,
     write_manifest,
@@ -28,6 +29,7 @@ from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.encoding.query import QueryEncoder
 from lm_retrieval.errors import ConfigError, CorpusError, IndexFormatError, MismatchError
 from lm_retrieval.index import vectors
+from lm_retrieval.index.arrays import array_writer
 from lm_retrieval.index.calibration import calibrate
 from lm_retrieval.index.engines import Engine, Site, ThisProcess
 from lm_retrieval.index.lexical import K1, B, LexicalIndex
@@ -35,6 +37,7 @@ from lm_retrieval.index.report import BuildReport, Clock
 from lm_retrieval.index.shards import Outcome, Work, chunks_of, finished, plan
 from lm_retrieval.index.store import CorpusDigest, EarlierPlaces, Store, drop_shards_from
 from lm_retrieval.progress import progress
+from lm_retrieval.runtime import memory_budget
 from lm_retrieval.storage import locate, resolved
 
 KIND = "index"
@@ -61,6 +64,7 @@ def build_index(
     rebuild: bool = False,
     shard_chunks: int = SHARD_CHUNKS,
     engine: Engine | None = None,
+    max_memory_bytes: int | None = None,
 ) -> BuildReport:
     """Indexes a corpus, or brings an existing index of it up to date.
 
@@ -75,6 +79,7 @@ def build_index(
         rebuild: encode everything again, also with another encoder than the existing index has.
         shard_chunks: chunks per shard, about; bounds the memory in use.
         engine: where shards are encoded; in this process when None.
+        max_memory_bytes: of the process; what does not fit is sorted on disk. Half of what is free when None.
 
     Raises:
         EngineError: worker processes cannot be started, or died; finished shards are kept.
@@ -85,12 +90,25 @@ def build_index(
     with folder_lock(output):
         recover_folder(output)
         return _Build(
-            corpus, encoder, output, factory, dense_weight, rebuild, shard_chunks, engine or ThisProcess()
+            corpus,
+            encoder,
+            output,
+            factory,
+            dense_weight,
+            rebuild,
+            shard_chunks,
+            engine or ThisProcess(),
+            max_memory_bytes,
         ).run()
 
 
-def rebuild_vectors(folder: Path, *, factory: str) -> BuildReport:
+def rebuild_vectors(folder: Path, *, factory: str, max_memory_bytes: int | None = None) -> BuildReport:
     """Builds the FAISS part again from the stored vectors, without encoding.
+
+    Args:
+        folder: the index folder.
+        factory: a FAISS factory string.
+        max_memory_bytes: of the process; half of what is free when None.
 
     Raises:
         IndexFormatError: `folder` is not an index, or a shard is damaged.
@@ -101,7 +119,7 @@ def rebuild_vectors(folder: Path, *, factory: str) -> BuildReport:
         manifest = read_manifest(folder, kind=KIND, error=IndexFormatError)
         store = Store(folder)
         report = BuildReport(documents=manifest["documents"], chunks=manifest["chunks"], factory=factory)
-        _build_vectors(folder, store, manifest["dim"], report)
+        _build_vectors(folder, store, manifest["dim"], report, max_memory_bytes)
         facts = {key: value for key, value in manifest.items() if key not in ("kind", "format_version")}
         facts |= {"factory": factory, "factory_by_size": False, "recall_at_10": report.recall_at_10}
         write_manifest(folder, kind=KIND, content=facts)
@@ -121,6 +139,7 @@ class _Build:
         rebuild: bool,
         shard_chunks: int,
         engine: Engine,
+        max_memory_bytes: int | None,
     ) -> None:
         if dense_weight is not None and not 0 <= dense_weight <= 1:
             raise ConfigError(f"dense_weight is {dense_weight}; it must be between 0 and 1")
@@ -129,6 +148,7 @@ class _Build:
         self.corpus, self.output, self.factory, self.shard_chunks = corpus, output, factory, shard_chunks
         self.staging = output.with_name(f".{output.name}.partial")
         self.engine, self.num_shards = engine, 0
+        self.max_memory_bytes = max_memory_bytes
         self.report = BuildReport()
         self._clock = Clock(self.report)
         self.earlier: Store | None = None
@@ -147,15 +167,18 @@ class _Build:
     def run(self) -> BuildReport:
         started = time.perf_counter()
         store = self._write_shards()
+        require_folder(self.staging / ENCODER_NAME)
         report = self.report
         if not report.chunks:
             raise CorpusError(f"{self.corpus.path}: every document is empty; there is nothing to index")
         report.factory = self.factory or vectors.choose_factory(report.chunks)
         with self._clock("index"), storage_errors(self.staging / CHUNKS_NAME):
             _write_chunk_table(self.staging / CHUNKS_NAME, store, count=report.chunks)
-            _build_vectors(self.staging, store, self.encoder.dim, report)
-        with self._clock("bm25"), storage_errors(self.staging):
-            LexicalIndex.build(document.content for document in store.documents()).save(self.staging / LEXICAL_NAME)
+            _build_vectors(self.staging, store, self.encoder.dim, report, self.max_memory_bytes)
+        with self._clock("bm25"):
+            texts = (document.content for document in store.documents())
+            budget = memory_budget(self.max_memory_bytes)
+            LexicalIndex.write(texts, self.staging / LEXICAL_NAME, memory_bytes=budget)
         with self._clock("calibrate"):
             weight = self._weight(store)
         light = {"queries_without_torch": _same_without_torch(self.staging / ENCODER_NAME, store)}
@@ -314,18 +337,22 @@ class _Build:
 
 
 def _write_chunk_table(path: Path, store: Store, *, count: int) -> None:
-    table = np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=(count, 3))
-    first = 0
-    for part in store.chunk_table():
-        table[first : first + len(part)] = part
-        first += len(part)
-    table.flush()
+    with array_writer(path, dtype=np.int64, shape=(count, 3)) as append:
+        for part in store.chunk_table():
+            append(part)
 
 
-def _build_vectors(folder: Path, store: Store, dim: int, report: BuildReport) -> None:
+def _build_vectors(folder: Path, store: Store, dim: int, report: BuildReport, max_memory_bytes: int | None) -> None:
     path = folder / VECTORS_NAME
     count = report.chunks
-    vectors.build(path, shards=store.vector_shards, count=count, dim=dim, factory=report.factory)
+    vectors.build(
+        path,
+        shards=store.vector_shards,
+        count=count,
+        dim=dim,
+        factory=report.factory,
+        memory_bytes=memory_budget(max_memory_bytes),
+    )
     exact = report.factory == vectors.EXACT
     report.recall_at_10 = 1.0 if exact else vectors.recall(path, shards=store.vector_shards, count=count)
 

@@ -8,10 +8,9 @@ Shapes: N documents, P postings, V terms.
 """
 
 import json
-from array import array
+import tempfile
 from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,14 @@ from numpy.typing import NDArray
 from lm_retrieval.artifacts import storage_errors
 from lm_retrieval.corpus.words import Analyzer
 from lm_retrieval.errors import IndexFormatError
+from lm_retrieval.index.arrays import array_writer
+from lm_retrieval.index.postings import BYTES_PER_POSTING, Postings
 
 K1 = 1.2
 B = 0.75
 _TERMS_NAME = "terms.arrow"
 _ARRAYS = ("starts", "rows", "weights")
-_SORTED_AT_ONCE = 1 << 22  # postings
+_SORTED_AT_ONCE = 1 << 20  # postings
 
 
 class LexicalIndex:
@@ -58,37 +59,27 @@ class LexicalIndex:
 
     @classmethod
     def build(cls, texts: Iterable[str]) -> "LexicalIndex":
-        """Indexes texts in order; a text without terms keeps its row and is never found."""
-        analyzer = Analyzer()
-        vocabulary: dict[str, int] = {}
-        # postings in document order: numbers in plain arrays, for memory to hold a million documents
-        terms, counts, distinct, lengths = array("i"), array("i"), array("i"), array("i")
-        for text in texts:
-            found = Counter(vocabulary.setdefault(term, len(vocabulary)) for term in analyzer.terms(text))
-            terms.extend(found.keys())
-            counts.extend(found.values())
-            distinct.append(len(found))
-            lengths.append(found.total())
-        names = sorted(vocabulary)
-        order = np.empty(len(names), np.int32)
-        order[[vocabulary[name] for name in names]] = np.arange(len(names), dtype=np.int32)
-        return cls(names, *_weigh(order[_numbers(terms)], *map(_numbers, (counts, distinct, lengths))), len(distinct))
+        """Indexes texts in order, in memory; a text without terms keeps its row and is never found."""
+        names, starts, blocks, size = _weighed(texts, folder=None, most=_SORTED_AT_ONCE)
+        empty = (np.zeros(0, np.int32), np.zeros(0, np.float32))
+        rows, weights = (np.concatenate(parts) for parts in zip(empty, *blocks, strict=True))
+        return cls(names, starts, rows, weights, size)
+
+    @staticmethod
+    def write(texts: Iterable[str], folder: Path, *, memory_bytes: int) -> None:
+        """Indexes texts into `folder`, as `build` and `save` do, in bounded memory."""
+        most = max(_SORTED_AT_ONCE, memory_bytes // BYTES_PER_POSTING)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".postings-", dir=folder) as temporary:
+                names, starts, blocks, size = _weighed(texts, folder=Path(temporary), most=most)
+                _save(folder, names, starts, blocks, size)
 
     def save(self, folder: Path) -> None:
         """Writes the index into `folder`."""
-        import pyarrow
-        import pyarrow.ipc
-
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            table = pyarrow.table({"term": pyarrow.array(self._terms, pyarrow.large_string())})
-            with pyarrow.ipc.new_file(str(folder / _TERMS_NAME), table.schema) as writer:
-                # one batch: a term is looked up by its place
-                writer.write_table(table, max_chunksize=max(1, len(table)))
-            arrays: tuple[NDArray[Any], ...] = (self._starts, self._rows, self._weights)
-            for name, array in zip(_ARRAYS, arrays, strict=True):
-                np.save(folder / f"{name}.npy", array)
-            (folder / "size.json").write_text(json.dumps({"documents": self._size, "k1": K1, "b": B}))
+            _save(folder, self._terms, self._starts, iter([(self._rows, self._weights)]), self._size)
 
     @classmethod
     def open(cls, folder: Path) -> "LexicalIndex":
@@ -144,39 +135,63 @@ class _MappedTerms(Sequence[str]):
         return str(self._letters[self._starts[place] : self._starts[place + 1]], "utf-8")
 
 
-def _numbers(values: "array[int]") -> NDArray[np.int32]:
-    return np.frombuffer(values, np.int32) if len(values) else np.zeros(0, np.int32)
+Blocks = Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]
+"""Rows and weights of postings, by term."""
 
 
-def _weigh(
-    terms: NDArray[np.int32], counts: NDArray[np.int32], distinct: NDArray[np.int32], lengths: NDArray[np.int32]
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-    """Postings in document order → the same by term, with BM25 weights as Lucene computes them.
+def _weighed(
+    texts: Iterable[str], *, folder: Path | None, most: int
+) -> tuple[list[str], NDArray[np.int64], Blocks, int]:
+    """Sorted terms, (V + 1,) where their postings begin and end, the postings with their weights, and N."""
+    analyzer = Analyzer()
+    postings = Postings(folder=folder, most=most)
+    for text in texts:
+        postings.add(analyzer.terms(text))
+    names = sorted(postings.vocabulary)
+    order = np.empty(len(names), np.int32)
+    order[[postings.vocabulary[name] for name in names]] = np.arange(len(names), dtype=np.int32)
+    starts, found = postings.by_term(order)
+    lengths = postings.lengths
+    return names, starts, _weights(found, np.diff(starts), lengths), len(lengths)
+
+
+def _weights(
+    found: Iterator[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]],
+    frequencies: NDArray[np.int64],
+    lengths: NDArray[np.int32],
+) -> Blocks:
+    """BM25 as Lucene computes it.
 
     Args:
-        terms: (P,) number of the term, documents in order.
-        counts: (P,) how often it occurs there.
-        distinct: (N,) postings of each document.
+        found: terms, rows and counts of postings.
+        frequencies: (V,) documents that have the term.
         lengths: (N,) terms of each document.
     """
-    size = len(distinct)
-    frequencies = np.bincount(terms)  # (V,) documents that have the term
-    starts = np.concatenate(([0], np.cumsum(frequencies))).astype(np.int64)
+    size = len(lengths)
     rarity = np.log(1 + (size - frequencies + 0.5) / (frequencies + 0.5))
     damping = K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-9)) if size else np.zeros(0)
-    documents = np.repeat(np.arange(size, dtype=np.int32), distinct)
-    rows, weights = np.empty(len(terms), np.int32), np.empty(len(terms), np.float32)
-    first = 0
-    while first < len(frequencies):
-        # some terms at a time, so that sorting takes little memory
-        last = max(first + 1, int(np.searchsorted(starts, starts[first] + _SORTED_AT_ONCE, "right")) - 1)
-        places = np.flatnonzero((terms >= first) & (terms < last))
-        places = places[np.argsort(terms[places], kind="stable")]
-        block = slice(starts[first], starts[last])
-        rows[block] = documents[places]
-        weights[block] = rarity[terms[places]] * counts[places] / (counts[places] + damping[rows[block]])
-        first = last
-    return starts, rows, weights
+    for terms, rows, counts in found:
+        yield rows, (rarity[terms] * counts / (counts + damping[rows])).astype(np.float32)
+
+
+def _save(folder: Path, terms: Sequence[str], starts: NDArray[np.int64], blocks: Blocks, size: int) -> None:
+    import pyarrow
+    import pyarrow.ipc
+
+    table = pyarrow.table({"term": pyarrow.array(terms, pyarrow.large_string())})
+    with pyarrow.ipc.new_file(str(folder / _TERMS_NAME), table.schema) as writer:
+        # one batch: a term is looked up by its place
+        writer.write_table(table, max_chunksize=max(1, len(table)))
+    np.save(folder / "starts.npy", starts)
+    shape = (int(starts[-1]),)
+    with (
+        array_writer(folder / "rows.npy", dtype=np.int32, shape=shape) as add_rows,
+        array_writer(folder / "weights.npy", dtype=np.float32, shape=shape) as add_weights,
+    ):
+        for rows, weights in blocks:
+            add_rows(rows)
+            add_weights(weights)
+    (folder / "size.json").write_text(json.dumps({"documents": size, "k1": K1, "b": B}))
 
 
 def top_rows(scores: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lm_retrieval.artifacts import require_folder
 from lm_retrieval.corpus.chunking import Chunk, chunk_text
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.errors import LmRetrievalError
@@ -155,6 +156,7 @@ def encode(prepared: Prepared, *, encoder: Encoder, earlier: PlacedVectors | Non
 
 def write(folder: Path, shard: Shard, outcome: Outcome) -> Outcome:
     """Writes an encoded shard."""
+    require_folder(folder)
     with _timed(outcome.seconds, "write"):
         write_shard(folder, outcome.number, shard)
     return outcome

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lm_retrieval.artifacts import atomic_file
 from lm_retrieval.errors import ConfigError, IndexFormatError
+from lm_retrieval.index.cells import write_in_parts
 from lm_retrieval.runtime import thread_count
 
 Vectors = NDArray[np.float32]
@@ -27,6 +28,8 @@ _BYTES_LIMIT = 8_000_000
 _TRAINING_POINTS_PER_CELL = 64
 _MAX_TRAINING_POINTS = 262_144
 _RECALL_QUERIES = 200
+_TRAINING_SHARE = 0.25  # of the memory, for the vectors that cells and codes are learned from
+_WEIGHED = 1000
 
 
 class Neighbours(NamedTuple):
@@ -43,8 +46,11 @@ def choose_factory(count: int) -> str:
     """
     if count <= _EXACT_LIMIT:
         return EXACT
-    cells = 2 ** round(math.log2(4 * math.sqrt(count)))
-    return f"IVF{cells},SQ8" if count <= _BYTES_LIMIT else f"IVF{cells},PQ64"
+    return f"{_cells(count)},SQ8" if count <= _BYTES_LIMIT else f"{_cells(count)},PQ64"
+
+
+def _cells(count: int) -> str:
+    return f"IVF{2 ** round(math.log2(4 * math.sqrt(count)))}"
 
 
 class VectorIndex:
@@ -83,13 +89,21 @@ class VectorIndex:
         return [Neighbours(r[r >= 0], s[r >= 0]) for r, s in zip(rows, scores, strict=True)]
 
 
-def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: str) -> None:
+def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: str, memory_bytes: int) -> None:
     """Builds an index from a stream of (C, D) vectors and writes it atomically.
 
-    An exact index goes straight to disk, so that memory does not grow with the number of vectors.
+    An exact index goes straight to disk; one with cells that would not fit into memory is built in parts.
+
+    Args:
+        path: the index file.
+        shards: gives the vectors.
+        count: how many they are.
+        dim: D.
+        factory: a FAISS factory string.
+        memory_bytes: what may be taken.
 
     Raises:
-        ConfigError: an unknown factory string, or one that needs more vectors to train on.
+        ConfigError: an unknown factory string, one that needs more vectors to train on, or more memory.
         StorageError: the file system refused.
     """
     faiss.omp_set_num_threads(thread_count())
@@ -105,14 +119,24 @@ def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: st
     try:
         _accept_small_samples(index)
         if not index.is_trained:
-            index.train(_sample(shards, count, _training_points(index)))
+            most = int(memory_bytes * _TRAINING_SHARE / (4 * dim))
+            index.train(_sample(shards, count, max(1, min(most, _training_points(index)))))
+        _set_probes(index)
+        needed = count * _bytes_per_vector(index, shards)
+        if needed > memory_bytes:
+            if faiss.try_extract_index_ivf(index) is None:
+                raise ConfigError(
+                    f"factory '{factory}' needs about {needed / 1e9:.2g} GB of memory for {count:,} vectors, and "
+                    f"{memory_bytes / 1e9:.2g} GB may be used; raise --max-memory or choose {_cells(count)},SQ8"
+                )
+            write_in_parts(path, index, shards(), memory_bytes=memory_bytes // 2)
+            return
         for vectors in shards():
             index.add(np.ascontiguousarray(vectors))
     except RuntimeError as error:
         raise ConfigError(
             f"factory '{factory}' cannot be trained on {count} vectors; choose fewer cells, HNSW32, or Flat"
         ) from error
-    _set_probes(index)
     with atomic_file(path, "wb") as stream:
         # in pieces: a copy of the whole index would double the memory
         faiss.write_index(index, faiss.PyCallbackIOWriter(stream.write))  # type: ignore[attr-defined]
@@ -141,6 +165,16 @@ def _write_flat(path: Path, shards: VectorShards, count: int, dim: int) -> None:
         stream.write(header)
         for vectors in shards():
             stream.write(np.ascontiguousarray(vectors, "<f4").tobytes())
+
+
+def _bytes_per_vector(index: Any, shards: VectorShards) -> float:
+    """Bytes that a vector adds to a trained, empty index."""
+    some = next(shards())[:_WEIGHED]
+    before = len(faiss.serialize_index(index))
+    index.add(np.ascontiguousarray(some))
+    after = len(faiss.serialize_index(index))
+    index.reset()
+    return (after - before) / len(some)
 
 
 def _training_points(index: Any) -> int:
