@@ -26,6 +26,7 @@ from lm_retrieval.errors import CheckpointError, ConfigError, TokenizerError
 from lm_retrieval.models import LanguageModel, LearnedPooling, build_model
 from lm_retrieval.models.precision import from_int8, in_precision, to_int8
 from lm_retrieval.runtime import Precision
+from lm_retrieval.storage import Location, RemotePath, is_uri, local_folder
 from lm_retrieval.tokenizer import Tokenizer
 
 CONFIG_NAME = "config.json"
@@ -33,6 +34,7 @@ TOKENIZER_NAME = "tokenizer.model"
 WEIGHTS_NAME = "model.safetensors"
 LAST_WEIGHTS_NAME = "last.safetensors"
 POOLING_NAME = "pooling.safetensors"
+_RESUME_ONLY = frozenset((LAST_WEIGHTS_NAME, "trainer.pt"))
 POOLING_DIM = 256
 SCALE_SUFFIX = ".scale"
 KIND = "checkpoint"
@@ -232,12 +234,24 @@ def check_output(path: Path, *, resume: bool = False, resumable: bool = True) ->
         raise CheckpointError(f"{path}: holds {what} already; {way if resumable else ''}choose another --output")
 
 
+def check_remote_output(location: Location, *, resume: bool = False, resumable: bool = True) -> None:
+    """As `check_output` for a URI, before anything is fetched. A run that was never sent may wait on this machine."""
+    if isinstance(location, RemotePath) and not resume and (location / MANIFEST_NAME).is_file():
+        way = "add --resume to go on, or " if resumable else ""
+        raise CheckpointError(f"{location}: holds something already; {way}choose another --output")
+
+
 def find_checkpoint(name: Path | str, *, folder: Path = Path("checkpoints")) -> Path:
     """The folder meant by a path, by the name of a folder in `checkpoints/`, or of an encoder that comes with `lmr`.
 
+    Of a URI it is a copy on this machine, brought up to date.
+
     Raises:
         CheckpointError: there is none; the message lists what there is.
+        StorageError: there is no checkpoint at a URI, or it cannot be fetched.
     """
+    if is_uri(name):
+        return local_folder(str(name), leave_out=_RESUME_ONLY)
     homes = (folder, *_SHIPPED)
     for home in homes:
         found = find_folder(str(name), home)

@@ -10,7 +10,7 @@ LmRetrievalError
 ├── MismatchError       two artifacts that do not belong together
 ├── EvaluationError     runs or judgments that cannot be scored
 ├── EngineError         worker processes that cannot be started or reached, or that died
-├── StorageError        the file system said no: full, read-only, missing
+├── StorageError        a file system or object store said no: full, missing, denied
 └── MissingExtraError   an optional dependency that is not installed
 
 A message says what happened, where, and what to do next, in one line.
@@ -58,7 +58,7 @@ class EngineError(LmRetrievalError):
 
 
 class StorageError(LmRetrievalError):
-    """The file system refused to read or write."""
+    """A file system or object store refused to read or write."""
 
 
 class MissingExtraError(LmRetrievalError):

@@ -24,6 +24,7 @@ from lm_retrieval.progress import progress
 from lm_retrieval.records import Document, Qrels, Query, Run
 from lm_retrieval.runtime import Precision, peak_memory_bytes, reset_peak_memory
 from lm_retrieval.search import Mode, Rerank, Searcher
+from lm_retrieval.storage import Location, children
 
 Words = TypeVar("Words", LexicalIndex, LsiIndex)
 
@@ -163,7 +164,7 @@ def encoder_variants(
     return variants
 
 
-def find_collections(path: Path) -> list[Corpus]:
+def find_collections(path: Location) -> list[Corpus]:
     """The judged collection in a folder, or those in its subfolders.
 
     Raises:
@@ -172,7 +173,7 @@ def find_collections(path: Path) -> list[Corpus]:
     corpus = open_corpus(path)
     if corpus.judged:
         return [corpus]
-    inner = [open_corpus(folder) for folder in sorted(path.iterdir()) if folder.is_dir()] if path.is_dir() else []
+    inner = [open_corpus(folder) for folder in children(path) if folder.is_dir()] if path.is_dir() else []
     found = [corpus for corpus in inner if corpus.splits]
     if not found:
         raise CorpusError(

@@ -19,6 +19,7 @@ from lm_retrieval.index.lexical import LexicalIndex
 from lm_retrieval.index.snippets import best_chunk, cut_snippet
 from lm_retrieval.index.store import Store
 from lm_retrieval.records import Document, Hit, Span
+from lm_retrieval.storage import is_uri, local_folder
 
 if TYPE_CHECKING:
     from lm_retrieval.encoding.encoder import Encoder
@@ -348,6 +349,8 @@ def find_index(name: str | None, *, folder: Path = Path("indexes")) -> Path:
     """
     if name is None:
         return newest_index(folder)
+    if is_uri(name):
+        return local_folder(name)
     found = find_folder(name, folder)
     if found is not None:
         return found

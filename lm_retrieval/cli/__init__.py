@@ -57,6 +57,8 @@ def lmr() -> None:
       lmr embed corpora/python-docs         index it (or any folder of text)
       lmr search "merge two dictionaries"
       lmr evaluate corpora/python-docs      how good is the ranking?
+
+    Corpora, checkpoints and indexes may also lie at s3://, gs://, hdfs:// and file:// addresses.
     """
 
 

@@ -1,12 +1,11 @@
 """`lmr bench`."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from lm_retrieval.cli.options import (
-    PATH,
+    LOCATION,
     Command,
     corpus_options,
     device_option,
@@ -16,11 +15,12 @@ from lm_retrieval.cli.options import (
     format_option,
     human_bytes,
 )
+from lm_retrieval.storage import Location
 
 
 @click.command(cls=Command)
 @click.argument("encoder", default="lstm-base")
-@click.option("--corpus", "corpus_path", type=PATH, help="Text to encode.  [default: this Python's documentation]")
+@click.option("--corpus", "corpus_path", type=LOCATION, help="Text to encode.  [default: this Python's documentation]")
 @click.option("--seconds", default=15.0, show_default=True, help="How long to encode.")
 @dtype_option("auto")
 @device_option
@@ -28,7 +28,7 @@ from lm_retrieval.cli.options import (
 @format_option
 def bench(
     encoder: str,
-    corpus_path: Path | None,
+    corpus_path: Location | None,
     seconds: float,
     dtype: Any,
     device: str,

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from lm_retrieval.cli.options import PATH, Group, corpus_options, echo_facts, echo_json, format_option
+from lm_retrieval.cli.options import LOCATION, PATH, Group, corpus_options, echo_facts, echo_json, format_option
+from lm_retrieval.storage import Location
 
 
 @click.group(cls=Group)
@@ -50,10 +51,10 @@ def import_(source: str, output: Path | None) -> None:
 
 
 @corpus.command()
-@click.argument("path", type=PATH)
+@click.argument("path", type=LOCATION)
 @corpus_options
 @format_option
-def info(path: Path, encoding: str, text_column: str | None, output_format: str) -> None:
+def info(path: Location, encoding: str, text_column: str | None, output_format: str) -> None:
     """Count the documents of a folder or file, and warn of what is odd."""
     from lm_retrieval.corpus import open_corpus
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lm_retrieval.cli.options import PATH, Command, device_option, dtype_option, echo_json, echo_table
+from lm_retrieval.cli.options import LOCATION, PATH, Command, device_option, dtype_option, echo_json, echo_table
+from lm_retrieval.storage import Location
 
 if TYPE_CHECKING:
     from lm_retrieval.corpus import Corpus
@@ -29,7 +30,7 @@ _baseline_option = click.option("--baseline", help="System the others are compar
 
 
 @click.command(cls=Command)
-@click.argument("corpora", nargs=-1, metavar="[CORPUS]...", type=PATH)
+@click.argument("corpora", nargs=-1, metavar="[CORPUS]...", type=LOCATION)
 @click.option("--encoder", "encoders", multiple=True, help="A checkpoint; repeatable. Gives a dense and a hybrid row.")
 @click.option(
     "--postprocess",
@@ -50,7 +51,7 @@ _baseline_option = click.option("--baseline", help="System the others are compar
 @dtype_option("auto")
 @device_option
 def evaluate(
-    corpora: tuple[Path, ...],
+    corpora: tuple[Location, ...],
     encoders: tuple[str, ...],
     postprocesses: tuple[Any, ...],
     rerank: bool,
@@ -126,7 +127,7 @@ def report(results: tuple[Path, ...], baseline: str | None, output: Path | None,
 
 
 def _rank_corpora(
-    paths: tuple[Path, ...],
+    paths: tuple[Location, ...],
     encoders: Sequence[tuple[str, Sequence[str], str, Any]],
     runs: "dict[str, Run]",
     split: str,
@@ -160,7 +161,7 @@ def _rank_corpora(
         )
 
 
-def _known_item(path: Path, stack: ExitStack) -> "Corpus":
+def _known_item(path: Location, stack: ExitStack) -> "Corpus":
     """The corpus with titles held out and asked for, in a folder that lives as long as the evaluation."""
     from lm_retrieval.corpus import open_corpus
     from lm_retrieval.corpus.known_item import write_known_item

@@ -4,18 +4,19 @@ from pathlib import Path
 
 import click
 
-from lm_retrieval.cli.options import PATH, Command, echo_facts, echo_json, format_option, human_bytes
+from lm_retrieval.cli.options import LOCATION, Command, echo_facts, echo_json, format_option, human_bytes
+from lm_retrieval.storage import Location
 
 
 @click.command(cls=Command)
-@click.argument("path", type=PATH)
+@click.argument("path", type=LOCATION)
 @format_option
-def info(path: Path, output_format: str) -> None:
+def info(path: Location, output_format: str) -> None:
     """Say what a checkpoint, index or corpus is, from its manifest."""
     from lm_retrieval.artifacts import find_folder
     from lm_retrieval.inspection import describe
 
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         homes = (Path("checkpoints"), Path("indexes"))
         path = next((found for home in homes if (found := find_folder(str(path), home))), path)
     facts = describe(path)
@@ -40,8 +41,8 @@ def info(path: Path, output_format: str) -> None:
 
 @click.command(cls=Command)
 @click.argument("checkpoint")
-@click.option("--output", type=PATH, required=True, help="The new checkpoint folder.")
-def quantize(checkpoint: str, output: Path) -> None:
+@click.option("--output", type=LOCATION, required=True, help="The new checkpoint folder.")
+def quantize(checkpoint: str, output: Location) -> None:
     """Store a checkpoint's weights in eight bits: half the size of the shipped ones, read by every command.
 
     \b
@@ -51,11 +52,15 @@ def quantize(checkpoint: str, output: Path) -> None:
     import torch
 
     from lm_retrieval.artifacts import folder_bytes
-    from lm_retrieval.checkpoint import check_output, find_checkpoint
+    from lm_retrieval.checkpoint import check_output, check_remote_output, find_checkpoint
     from lm_retrieval.encoding.encoder import Encoder
+    from lm_retrieval.storage import open_output
 
     folder = find_checkpoint(checkpoint)
-    check_output(output, resumable=False)
-    Encoder.load(folder, device="cpu").save(output, dtype=torch.int8)
-    before, after = human_bytes(folder_bytes(folder)), human_bytes(folder_bytes(output))
+    check_remote_output(output, resumable=False)
+    target = open_output(output)
+    check_output(target.folder, resumable=False)
+    Encoder.load(folder, device="cpu").save(target.folder, dtype=torch.int8)
+    target.send()
+    before, after = human_bytes(folder_bytes(folder)), human_bytes(folder_bytes(target.folder))
     click.echo(f"{output}: {after}, from {before}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lm_retrieval.cli.options import (
+    LOCATION,
     PATH,
     Command,
     corpus_options,
@@ -18,6 +19,7 @@ from lm_retrieval.cli.options import (
     echo_table,
     format_option,
 )
+from lm_retrieval.storage import Location
 
 if TYPE_CHECKING:
     from lm_retrieval.generation import GenerationConfig
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("checkpoint")
-@click.argument("paths", nargs=-1, required=True, type=PATH)
+@click.argument("paths", nargs=-1, required=True, type=LOCATION)
 @click.option(
     "--context",
     type=click.Choice(["carried", "disjoint", "strided"]),
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 @format_option
 def perplexity(
     checkpoint: str,
-    paths: tuple[Path, ...],
+    paths: tuple[Location, ...],
     context: Any,
     window: int | None,
     stride: int | None,
@@ -99,7 +101,7 @@ def perplexity(
 @click.command(cls=Command)
 @click.argument("checkpoints", nargs=-1, required=True)
 @click.option("--prompt", "prompts", multiple=True, help="Text to continue; repeatable; - reads lines from stdin.")
-@click.option("--prompts-file", type=PATH, help="A file with one prompt per line.")
+@click.option("--prompts-file", type=LOCATION, help="A file with one prompt per line.")
 @click.option("--interactive", is_flag=True, help="Ask for prompts until an empty line.")
 @click.option("--preset", type=click.Choice(["precise", "balanced", "creative"]), help="Sampling controls in one word.")
 @click.option("--max-new-tokens", type=int, help="Most tokens to add.  [default: 64]")
@@ -118,7 +120,7 @@ def perplexity(
 def generate(
     checkpoints: tuple[str, ...],
     prompts: tuple[str, ...],
-    prompts_file: Path | None,
+    prompts_file: Location | None,
     interactive: bool,
     preset: str | None,
     greedy: bool,
@@ -155,14 +157,14 @@ def generate(
 
 @click.command(cls=Command)
 @click.argument("checkpoints", nargs=-1, required=True)
-@click.option("--text", "text_paths", multiple=True, required=True, type=PATH, help="Text to score; repeatable.")
+@click.option("--text", "text_paths", multiple=True, required=True, type=LOCATION, help="Text to score; repeatable.")
 @click.option("--prompt", default="The", show_default=True, help="Prompt for the latency runs and the sample.")
 @click.option("--output", type=PATH, help="Folder for report.html, report.md and results.json.")
 @corpus_options
 @format_option
 def compare(
     checkpoints: tuple[str, ...],
-    text_paths: tuple[Path, ...],
+    text_paths: tuple[Location, ...],
     prompt: str,
     encoding: str,
     text_column: str | None,
@@ -204,7 +206,7 @@ def compare(
         click.echo(f"{row.name}: {prompt}{row.sample}")
 
 
-def _prompts(prompts: tuple[str, ...], path: Path | None) -> list[str]:
+def _prompts(prompts: tuple[str, ...], path: Location | None) -> list[str]:
     from lm_retrieval.corpus.files import read_text
 
     texts = [line for prompt in prompts for line in (sys.stdin.read().splitlines() if prompt == "-" else [prompt])]

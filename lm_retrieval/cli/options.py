@@ -12,6 +12,7 @@ import click
 
 from lm_retrieval.cli import set_up_logging
 from lm_retrieval.runtime import THREADS_VARIABLE
+from lm_retrieval.storage import locate
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,7 +48,25 @@ class Group(click.Group):
     command_class = Command
 
 
-PATH = click.Path(path_type=Path)
+class _LocationType(click.Path):
+    """A path or URI; an unknown scheme is an error of its own."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return locate(value)
+
+
+class _PathType(click.Path):
+    """A path on this machine, also as a `file://` URI."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        location = locate(value)
+        if not isinstance(location, Path):
+            self.fail(f"{location}: a path on this machine is needed here", param, ctx)
+        return super().convert(location, param, ctx)
+
+
+LOCATION = _LocationType()
+PATH = _PathType(path_type=Path)
 
 
 class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.2 on

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lm_retrieval.cli.options import (
-    PATH,
+    LOCATION,
     Command,
     corpus_options,
     dtype_option,
@@ -16,6 +16,7 @@ from lm_retrieval.cli.options import (
     format_option,
     max_memory_option,
 )
+from lm_retrieval.storage import Location
 
 if TYPE_CHECKING:
     from lm_retrieval.index.engines import Engine
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=Command)
-@click.argument("corpus", type=PATH)
+@click.argument("corpus", type=LOCATION)
 @click.option(
     "--encoder",
     help="Checkpoint.  [default: that of the existing index, else lstm-base]",
 )
-@click.option("--output", type=PATH, help="Index folder.  [default: indexes/CORPUS]")
+@click.option("--output", type=LOCATION, help="Index folder.  [default: indexes/CORPUS]")
 @click.option("--factory", help='FAISS index, for example "Flat", "HNSW32", "IVF256,PQ32".  [default: by size]')
 @click.option(
     "--postprocess",
@@ -62,9 +63,9 @@ if TYPE_CHECKING:
 @click.option("--gpus-per-worker", type=click.FloatRange(min=0), help="GPUs of a Ray worker.  [default: 0]")
 @corpus_options
 def embed(
-    corpus: Path,
+    corpus: Location,
     encoder: str | None,
-    output: Path | None,
+    output: Location | None,
     factory: str | None,
     postprocess: Any,
     dense_weight: float | None,
@@ -88,12 +89,13 @@ def embed(
     from lm_retrieval.encoding.encoder import Encoder
     from lm_retrieval.index.builder import build_index
     from lm_retrieval.runtime import local_devices
+    from lm_retrieval.storage import open_output
 
     places = local_devices(devices)
     chosen = _engine(engine, places, address=address, workers=workers, gpus_per_worker=gpus_per_worker)
     opened = open_corpus(corpus, encoding=encoding, text_column=text_column)
-    target = output or Path("indexes") / opened.name
-    own = target / "encoder"
+    target = open_output(output or Path("indexes") / opened.name)
+    own = target.folder / "encoder"
     if encoder:
         folder = find_checkpoint(encoder)
     else:
@@ -103,16 +105,17 @@ def embed(
     report = build_index(
         opened,
         encoder=Encoder.load(folder, device=places[0], dtype=dtype, config=config),
-        output=target,
+        output=target.folder,
         factory=factory,
         dense_weight=dense_weight,
         rebuild=rebuild,
         engine=chosen,
         max_memory_bytes=max_memory,
     )
+    target.send()
     for note in opened.counts.warnings():
         click.echo(f"warning: {note}", err=True)
-    _echo_report(target, report)
+    _echo_report(target.location, report)
 
 
 def _engine(name: str, devices: list[str], **cluster: Any) -> "Engine":
@@ -139,12 +142,15 @@ def index(name: str, factory: str, max_memory: int | None) -> None:
     """Rebuild the FAISS part of an index from its stored vectors, without encoding again."""
     from lm_retrieval.index.builder import rebuild_vectors
     from lm_retrieval.search import find_index
+    from lm_retrieval.storage import is_uri, locate, open_output
 
-    folder = find_index(name)
-    report = rebuild_vectors(folder, factory=factory, max_memory_bytes=max_memory)
-    size = (folder / "vectors.faiss").stat().st_size
+    target = open_output(locate(name) if is_uri(name) else find_index(name))
+    report = rebuild_vectors(target.folder, factory=factory, max_memory_bytes=max_memory)
+    target.send()
+    size = (target.folder / "vectors.faiss").stat().st_size
     click.echo(
-        f"{folder}: {factory}, {report.chunks:,} vectors, {size / 1e6:.1f} MB, recall@10 {report.recall_at_10:.3f}"
+        f"{target.location}: {factory}, {report.chunks:,} vectors, {size / 1e6:.1f} MB, "
+        f"recall@10 {report.recall_at_10:.3f}"
     )
 
 
@@ -220,7 +226,7 @@ def search(
             click.echo("no document matches; try --mode dense or other words")
 
 
-def _echo_report(folder: Path, report: "BuildReport") -> None:
+def _echo_report(folder: Location, report: "BuildReport") -> None:
     click.echo(f"{folder}: {report.documents:,} documents, {report.chunks:,} chunks, index {report.factory}")
     parts = [f"{report.encoded:,} chunks encoded"]
     if report.reused:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from lm_retrieval.cli.options import PATH, Group, corpus_options, echo_facts, echo_json, format_option
+from lm_retrieval.cli.options import LOCATION, PATH, Group, corpus_options, echo_facts, echo_json, format_option
+from lm_retrieval.storage import Location
 
 
 @click.group(cls=Group)
@@ -14,7 +15,7 @@ def tokenizer() -> None:
 
 
 @tokenizer.command()
-@click.argument("corpus", type=PATH)
+@click.argument("corpus", type=LOCATION)
 @click.option("--output", type=PATH, required=True, help="File to write, for example tokenizer.model.")
 @click.option("--vocab-size", type=click.IntRange(min=4), default=8000, show_default=True, help="Number of tokens.")
 @click.option(
@@ -29,7 +30,7 @@ def tokenizer() -> None:
 )
 @corpus_options
 def train(
-    corpus: Path, output: Path, vocab_size: int, kind: str, normalizer: str, encoding: str, text_column: str | None
+    corpus: Location, output: Path, vocab_size: int, kind: str, normalizer: str, encoding: str, text_column: str | None
 ) -> None:
     """Train a tokenizer on a corpus. The same text gives the same tokenizer."""
     from lm_retrieval.config import TokenizerConfig

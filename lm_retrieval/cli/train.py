@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option, run_options
+from lm_retrieval.cli.options import LOCATION, PATH, Command, corpus_options, device_option, run_options
+from lm_retrieval.storage import Location, OutputFolder
 
 if TYPE_CHECKING:
     from lm_retrieval.training.trainer import TrainingResult
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @click.argument("config", type=PATH)
-@click.option("--corpus", "corpus_path", type=PATH, required=True, help="Folder or file of text to learn from.")
-@click.option("--output", type=PATH, required=True, help="Checkpoint folder to write.")
-@click.option("--validation", type=PATH, help="Held-out text.  [default: a share of the documents]")
+@click.option("--corpus", "corpus_path", type=LOCATION, required=True, help="Folder or file of text to learn from.")
+@click.option("--output", type=LOCATION, required=True, help="Checkpoint folder to write.")
+@click.option("--validation", type=LOCATION, help="Held-out text.  [default: a share of the documents]")
 @click.option("--tokenizer", "tokenizer_path", type=PATH, help="A trained tokenizer.  [default: train one]")
 @click.option("--from", "start", help="A checkpoint to go on from with new text.")
 @run_options
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 @corpus_options
 def train(
     config: Path,
-    corpus_path: Path,
-    output: Path,
-    validation: Path | None,
+    corpus_path: Location,
+    output: Location,
+    validation: Location | None,
     tokenizer_path: Path | None,
     start: str | None,
     overrides: tuple[str, ...],
@@ -59,22 +60,33 @@ def train(
         overrides = (*overrides, f"training.max_time_seconds={parse_duration(max_time)}")
     settings = load_config(config, overrides=overrides)
     configure_torch()
+    target = open_run(output, resume=resume)
     with stop_on_signals() as should_stop:
         result = run_training(
             open_corpus(corpus_path, encoding=encoding, text_column=text_column),
             config=settings,
-            output=output,
+            output=target.folder,
             validation=open_corpus(validation, encoding=encoding) if validation else None,
             tokenizer=Tokenizer.load(tokenizer_path) if tokenizer_path else None,
             start=Checkpoint.load(find_checkpoint(start)) if start else None,
             resume=resume,
             device=device,
             should_stop=should_stop,
+            after_save=target.send,
         )
     echo_result(output, result)
 
 
-def echo_result(output: Path, result: "TrainingResult") -> None:
+def open_run(output: Location, *, resume: bool) -> OutputFolder:
+    """Where a training run writes; the run that it is to go on from is fetched."""
+    from lm_retrieval.checkpoint import check_remote_output
+    from lm_retrieval.storage import open_output
+
+    check_remote_output(output, resume=resume)
+    return open_output(output)
+
+
+def echo_result(output: Location, result: "TrainingResult") -> None:
     """Says how a run ended; one that was stopped ends the program with 130."""
     position = result.position
     if result.reason == "interrupted":

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import click
 
-from lm_retrieval.cli.options import PATH, Command, corpus_options, device_option, run_options
-from lm_retrieval.cli.train import echo_result, stop_on_signals
+from lm_retrieval.cli.options import LOCATION, PATH, Command, corpus_options, device_option, run_options
+from lm_retrieval.cli.train import echo_result, open_run, stop_on_signals
+from lm_retrieval.storage import Location
 
 
 @click.command(cls=Command)
-@click.argument("corpus_path", metavar="CORPUS", type=PATH)
+@click.argument("corpus_path", metavar="CORPUS", type=LOCATION)
 @click.option(
     "--from",
     "start",
@@ -17,7 +18,7 @@ from lm_retrieval.cli.train import echo_result, stop_on_signals
     show_default=True,
     help="Checkpoint to start from: an encoder or a language model.",
 )
-@click.option("--output", type=PATH, required=True, help="Checkpoint folder to write.")
+@click.option("--output", type=LOCATION, required=True, help="Checkpoint folder to write.")
 @click.option("--labels", help="A split of the corpus, a file of pairs, or none.  [default: train where there is one]")
 @click.option(
     "--teacher",
@@ -29,9 +30,9 @@ from lm_retrieval.cli.train import echo_result, stop_on_signals
 @device_option
 @corpus_options
 def tune(
-    corpus_path: Path,
+    corpus_path: Location,
     start: str,
-    output: Path,
+    output: Location,
     labels: str | None,
     teacher: str,
     config: Path | None,
@@ -69,16 +70,18 @@ def tune(
         overrides = (*overrides, f"training.max_time_seconds={parse_duration(max_time)}")
     settings = load_config(config, overrides=overrides, defaults=None if config else tuning_config())
     configure_torch()
+    target = open_run(output, resume=resume)
     with stop_on_signals() as should_stop:
         result = run_tuning(
             open_corpus(corpus_path, encoding=encoding, text_column=text_column),
             start=Checkpoint.load(find_checkpoint(start)),
             config=settings,
-            output=output,
+            output=target.folder,
             labels=labels,
             teacher=teacher,
             resume=resume,
             device=device,
             should_stop=should_stop,
+            after_save=target.send,
         )
     echo_result(output, result)

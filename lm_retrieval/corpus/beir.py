@@ -10,11 +10,12 @@ from lm_retrieval.corpus.files import open_text
 from lm_retrieval.corpus.tables import read_jsonl
 from lm_retrieval.errors import CorpusError
 from lm_retrieval.records import Document, Judgment, Qrels, Query
+from lm_retrieval.storage import Location
 
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 
 
-def read_queries(folder: Path) -> list[Query]:
+def read_queries(folder: Location) -> list[Query]:
     """Reads `queries.jsonl`.
 
     Raises:
@@ -38,12 +39,14 @@ def read_queries(folder: Path) -> list[Query]:
     return list(queries.values())
 
 
-def list_splits(folder: Path) -> list[str]:
+def list_splits(folder: Location) -> list[str]:
     """The names of the judgment files, sorted."""
-    return sorted(path.stem for path in (folder / "qrels").glob("*.tsv"))
+    judgments = folder / "qrels"
+    files = judgments.iterdir() if judgments.is_dir() else ()
+    return sorted(path.stem for path in files if path.suffix == ".tsv")
 
 
-def read_qrels(folder: Path, *, split: str) -> Qrels:
+def read_qrels(folder: Location, *, split: str) -> Qrels:
     """Reads `qrels/<split>.tsv`.
 
     Raises:

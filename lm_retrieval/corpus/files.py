@@ -6,16 +6,15 @@ import io
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
-from lm_retrieval.artifacts import storage_errors
 from lm_retrieval.errors import CorpusError
+from lm_retrieval.storage import Location, opened
 
 _BINARY_SAMPLE_BYTES = 8192
 
 
-def suffix_of(path: Path) -> str:
+def suffix_of(path: Location) -> str:
     """The lower-case suffix that tells the format: `.txt` for `Notes.TXT` and for `notes.txt.gz`."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
@@ -24,14 +23,14 @@ def suffix_of(path: Path) -> str:
 
 
 @contextmanager
-def open_binary(path: Path) -> Iterator[BinaryIO]:
+def open_binary(path: Location) -> Iterator[BinaryIO]:
     """Opens a file, unpacking `.gz`.
 
     Raises:
         StorageError: the file cannot be opened or read.
         CorpusError: the gzip data is damaged.
     """
-    with storage_errors(path), path.open("rb") as raw:
+    with opened(path) as raw:
         if path.suffix.lower() != ".gz":
             yield raw
             return
@@ -42,7 +41,7 @@ def open_binary(path: Path) -> Iterator[BinaryIO]:
             raise CorpusError(f"{path}: damaged gzip file ({error}); unpack or copy it again") from error
 
 
-def read_text(path: Path, *, encoding: str) -> str:
+def read_text(path: Location, *, encoding: str) -> str:
     """The whole file as text, line ends as newlines.
 
     Raises:
@@ -58,7 +57,7 @@ def read_text(path: Path, *, encoding: str) -> str:
 
 
 @contextmanager
-def open_text(path: Path, *, encoding: str) -> Iterator[TextIO]:
+def open_text(path: Location, *, encoding: str) -> Iterator[TextIO]:
     """Opens a file for reading line by line; the caller wraps reading in `decoding_errors`."""
     with open_binary(path) as stream:
         with decoding_errors(path, encoding):
@@ -74,7 +73,7 @@ def _codec(encoding: str) -> str:
 
 
 @contextmanager
-def decoding_errors(path: Path, encoding: str) -> Iterator[None]:
+def decoding_errors(path: Location, encoding: str) -> Iterator[None]:
     """Turns bytes that do not decode into a CorpusError with advice."""
     try:
         yield

@@ -4,13 +4,13 @@ import hashlib
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm_retrieval.corpus import tables
 from lm_retrieval.corpus.files import suffix_of
 from lm_retrieval.errors import CorpusError
 from lm_retrieval.records import Document, Qrels, Query
+from lm_retrieval.storage import Location, children
 
 PAIR_SUFFIXES = frozenset((".jsonl", ".parquet"))
 _HEADING = re.compile(r"^(?:#{1,6}[ \t]+(?P<atx>\S.*?)[ \t#]*|(?P<setext>\S[^\n]*)\n(?:={3,}|-{3,}|~{3,}))$", re.M)
@@ -80,7 +80,7 @@ def judged_pairs(documents: Mapping[str, Document], queries: Iterable[Query], qr
                 yield Pair(texts[query_id], documents[doc_id].content, doc_id, "labels")
 
 
-def read_pairs(path: Path, *, documents: Mapping[str, Document] | None = None) -> Iterator[Pair]:
+def read_pairs(path: Location, *, documents: Mapping[str, Document] | None = None) -> Iterator[Pair]:
     """Reads pairs from a Parquet or JSONL file, or from every such file of a folder.
 
     Columns: `query` and `positive` (texts), optionally `negatives` (a text or a list of texts); or, for the documents
@@ -91,7 +91,7 @@ def read_pairs(path: Path, *, documents: Mapping[str, Document] | None = None) -
     """
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if suffix_of(file) in PAIR_SUFFIXES)
+        files = [file for file in children(path) if suffix_of(file) in PAIR_SUFFIXES]
     if not path.exists() or not files:
         raise CorpusError(f"{path}: no pairs here; a .jsonl or .parquet file with columns query and positive is needed")
     for file in files:
@@ -100,9 +100,9 @@ def read_pairs(path: Path, *, documents: Mapping[str, Document] | None = None) -
             yield _pair(row, place, source, documents or {})
 
 
-def holds_pairs(path: Path) -> bool:
+def holds_pairs(path: Location) -> bool:
     """Whether a file, or the first table of a folder, has the columns of pairs rather than of documents."""
-    files = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
+    files = [path] if path.is_file() else children(path) if path.is_dir() else []
     first = next((file for file in files if suffix_of(file) in PAIR_SUFFIXES), None)
     if first is None or first.name.startswith("corpus.jsonl"):
         return False

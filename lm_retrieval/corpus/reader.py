@@ -12,6 +12,7 @@ from lm_retrieval.corpus import beir, rich, tables, text
 from lm_retrieval.corpus.files import suffix_of
 from lm_retrieval.errors import CorpusError, MissingExtraError
 from lm_retrieval.records import Document, Qrels, Query
+from lm_retrieval.storage import Location, RemotePath, children, locate, read_ahead, resolved
 
 
 @dataclass
@@ -52,9 +53,9 @@ class Corpus:
         counts: what the last complete pass over `documents()` saw.
     """
 
-    def __init__(self, path: Path, *, encoding: str = "utf-8", text_column: str | None = None) -> None:
+    def __init__(self, path: Location, *, encoding: str = "utf-8", text_column: str | None = None) -> None:
         self.path = path
-        self.name = path.resolve().name.split(".")[0] or "corpus"
+        self.name = resolved(path).name.split(".")[0] or "corpus"
         self.encoding = encoding
         self.text_column = text_column
         self.counts = CorpusCounts()
@@ -109,7 +110,7 @@ class Corpus:
         if earlier != place:
             raise CorpusError(f"{place}: document id '{doc_id}' was already used in {earlier}")
 
-    def _beir_folder(self) -> Path:
+    def _beir_folder(self) -> Location:
         if not self.judged:
             raise CorpusError(
                 f"{self.path}: no judgments here; a folder with corpus.jsonl, queries.jsonl and qrels/ is needed"
@@ -126,19 +127,19 @@ class Corpus:
                     f"{self.path}: queries but no corpus.jsonl; add it, or for the built-in corpus run "
                     "`lmr corpus build python-docs`"
                 )
-            for path in self._files(self.path, counts):
+            for path in read_ahead(self._files(self.path, counts), wanted=_readable):
                 # a file name that is not UTF-8 has no form as an id otherwise
-                name = os.fsencode(path.relative_to(self.path).as_posix()).decode("utf-8", "replace")
+                name = os.fsencode(_relative(path, self.path)).decode("utf-8", "replace")
                 yield from self._read_or_skip(path, name, counts)
         else:
             yield from self._read_file(self.path, self.path.name)
 
-    def _files(self, folder: Path, counts: CorpusCounts) -> Iterator[Path]:
+    def _files(self, folder: Location, counts: CorpusCounts) -> Iterator[Location]:
         """Visible files in sorted order; folders that `lmr` wrote are no text of the user's."""
         if folder != self.path and _written_by_lmr(folder):
             counts.own_folders += 1
             return
-        for path in sorted(folder.iterdir()):
+        for path in children(folder):
             if path.name.startswith("."):
                 continue
             if path.is_dir():
@@ -146,9 +147,8 @@ class Corpus:
             elif path.is_file():
                 yield path
 
-    def _read_or_skip(self, path: Path, name: str, counts: CorpusCounts) -> Iterator[tuple[Document, str]]:
-        packed = path.suffix.lower() == ".gz" and suffix_of(path) in rich.SUFFIXES
-        if packed or suffix_of(path) not in _SUFFIXES:
+    def _read_or_skip(self, path: Location, name: str, counts: CorpusCounts) -> Iterator[tuple[Document, str]]:
+        if not _readable(path):
             counts.skipped_files[suffix_of(path)] += 1
             return
         try:
@@ -156,7 +156,7 @@ class Corpus:
         except MissingExtraError:
             counts.skipped_files[suffix_of(path)] += 1
 
-    def _read_file(self, path: Path, name: str) -> Iterator[tuple[Document, str]]:
+    def _read_file(self, path: Location, name: str) -> Iterator[tuple[Document, str]]:
         suffix = suffix_of(path)
         if suffix in text.SUFFIXES:
             yield from text.read(path, name=name, encoding=self.encoding)
@@ -172,7 +172,21 @@ class Corpus:
 _SUFFIXES = text.SUFFIXES | tables.SUFFIXES | rich.SUFFIXES
 
 
-def _written_by_lmr(folder: Path) -> bool:
+def _readable(path: Location) -> bool:
+    """Whether the name says that this is a format read here; packed documents are not."""
+    packed = path.suffix.lower() == ".gz" and suffix_of(path) in rich.SUFFIXES
+    return not packed and suffix_of(path) in _SUFFIXES
+
+
+def _relative(path: Location, folder: Location) -> str:
+    if isinstance(path, RemotePath):
+        assert isinstance(folder, RemotePath)
+        return path.relative_to(folder).as_posix()
+    assert isinstance(folder, Path)
+    return path.relative_to(folder).as_posix()
+
+
+def _written_by_lmr(folder: Location) -> bool:
     """A checkpoint or index, finished or in the making."""
     if (folder / "tokenizer.model").is_file() or (folder / "vectors.faiss").is_file():
         return True
@@ -185,19 +199,22 @@ def _digest(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
-def open_corpus(path: Path | str, *, encoding: str = "utf-8", text_column: str | None = None) -> Corpus:
+def open_corpus(path: Location | str, *, encoding: str = "utf-8", text_column: str | None = None) -> Corpus:
     """Opens a folder or file of text as a corpus; nothing is read yet.
 
     Args:
-        path: a folder, or a `.txt .md .rst .jsonl .csv .tsv .parquet` file (also `.gz`); `.html .pdf .docx` with an
-            extra. A folder with `corpus.jsonl` is read as a BEIR collection.
+        path: path or URI (`s3://`, `gs://`, `hdfs://`, `file://`) of a folder, or of a `.txt .md .rst .jsonl .csv .tsv
+            .parquet` file (also `.gz`); `.html .pdf .docx` with an extra. A folder with `corpus.jsonl` is read as a
+            BEIR collection.
         encoding: of text files.
         text_column: column of tables that holds the text, when it has no usual name.
 
     Raises:
         CorpusError: there is nothing at `path`.
+        StorageError: a URI that cannot be used, or its store does not answer.
     """
-    path = Path(path)
-    if not path.exists():
-        raise CorpusError(f"{path}: no such file or folder; check the path")
-    return Corpus(path, encoding=encoding, text_column=text_column)
+    place = locate(path)
+    if not place.exists():
+        missing = place.missing() if isinstance(place, RemotePath) else "no such file or folder"
+        raise CorpusError(f"{place}: {missing}; check the path")
+    return Corpus(place, encoding=encoding, text_column=text_column)

@@ -1,18 +1,18 @@
 """HTML, PDF and Word files through their own libraries (extra `documents`): one document per file."""
 
+import io
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from lm_retrieval.artifacts import storage_errors
 from lm_retrieval.corpus.files import suffix_of
 from lm_retrieval.errors import CorpusError, MissingExtraError
 from lm_retrieval.records import Document
+from lm_retrieval.storage import Location, opened
 
 
-def read(path: Path, *, name: str) -> Iterator[tuple[Document, str]]:
+def read(path: Location, *, name: str) -> Iterator[tuple[Document, str]]:
     """Yields the file's one document and its place.
 
     Raises:
@@ -21,8 +21,8 @@ def read(path: Path, *, name: str) -> Iterator[tuple[Document, str]]:
     """
     suffix = suffix_of(path)
     try:
-        with storage_errors(path):
-            title, text = _CONVERTERS[suffix](path)
+        with opened(path) as stream:
+            title, text = _CONVERTERS[suffix](_seekable(stream))
     except ImportError as error:
         raise MissingExtraError(f"reading {suffix} files", extra="documents") from error
     except (ValueError, KeyError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
@@ -30,33 +30,38 @@ def read(path: Path, *, name: str) -> Iterator[tuple[Document, str]]:
     yield Document(name, title, text), name
 
 
-def _html(path: Path) -> tuple[str, str]:
+def _seekable(stream: BinaryIO) -> BinaryIO:
+    """The stream, or what it holds where it can only be read from front to back."""
+    return stream if stream.seekable() else io.BytesIO(stream.read())
+
+
+def _html(stream: BinaryIO) -> tuple[str, str]:
     import trafilatura
 
-    page = path.read_bytes()
+    page = stream.read()
     metadata = trafilatura.extract_metadata(page)
     text = trafilatura.extract(page, include_comments=False, favor_recall=True) or ""
     return (metadata.title or "" if metadata else ""), text
 
 
-def _pdf(path: Path) -> tuple[str, str]:
+def _pdf(stream: BinaryIO) -> tuple[str, str]:
     import pypdf
     from pypdf.errors import PyPdfError
 
     try:
-        with pypdf.PdfReader(path) as reader:
+        with pypdf.PdfReader(stream) as reader:
             title = (reader.metadata.title if reader.metadata else None) or ""
             return str(title), "\n\n".join(page.extract_text() for page in reader.pages)
     except PyPdfError as error:
         raise ValueError(str(error)) from error
 
 
-def _docx(path: Path) -> tuple[str, str]:
+def _docx(stream: BinaryIO) -> tuple[str, str]:
     import docx
     from docx.opc.exceptions import PackageNotFoundError
 
     try:
-        document = docx.Document(str(path))
+        document = docx.Document(stream)
     except PackageNotFoundError as error:
         raise ValueError(str(error)) from error
     return document.core_properties.title or "", "\n".join(_docx_lines(document))
@@ -71,7 +76,7 @@ def _docx_lines(document: Any) -> Iterator[str]:
             yield block.text
 
 
-_CONVERTERS: dict[str, Callable[[Path], tuple[str, str]]] = {
+_CONVERTERS: dict[str, Callable[[BinaryIO], tuple[str, str]]] = {
     ".html": _html,
     ".htm": _html,
     ".pdf": _pdf,

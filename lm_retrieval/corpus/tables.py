@@ -4,12 +4,12 @@ import csv
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from lm_retrieval.corpus.files import open_binary, open_text, suffix_of
 from lm_retrieval.errors import CorpusError
 from lm_retrieval.records import Document
+from lm_retrieval.storage import Location
 
 SUFFIXES = frozenset((".jsonl", ".csv", ".tsv", ".parquet"))
 
@@ -19,7 +19,7 @@ TEXT_COLUMNS = ("text", "contents", "content", "body", "abstract", "passage", "p
 _ROWS_PER_BATCH = 1024
 
 
-def read(path: Path, *, name: str, encoding: str, text_column: str | None = None) -> Iterator[tuple[Document, str]]:
+def read(path: Location, *, name: str, encoding: str, text_column: str | None = None) -> Iterator[tuple[Document, str]]:
     """Yields documents with their places. Without an id column, `name:row` (from 1) is the id.
 
     Raises:
@@ -39,7 +39,7 @@ def read(path: Path, *, name: str, encoding: str, text_column: str | None = None
         yield Document(doc_id, _text(row, title_name, place), _text(row, text_name, place)), place
 
 
-def read_jsonl(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[dict[str, Any], str]]:
+def read_jsonl(path: Location, *, encoding: str = "utf-8") -> Iterator[tuple[dict[str, Any], str]]:
     """Yields the objects of a JSON Lines file with their places.
 
     Raises:
@@ -59,7 +59,7 @@ def read_jsonl(path: Path, *, encoding: str = "utf-8") -> Iterator[tuple[dict[st
             yield row, place
 
 
-def read_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+def read_rows(path: Location) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Yields every column of a JSONL or Parquet file, row by row, with the row's place.
 
     Raises:
@@ -72,7 +72,7 @@ def read_rows(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
             yield row, place
 
 
-def _rows(path: Path, encoding: str, text_column: str | None) -> Iterator[tuple[Mapping[str, Any], str, int]]:
+def _rows(path: Location, encoding: str, text_column: str | None) -> Iterator[tuple[Mapping[str, Any], str, int]]:
     match suffix_of(path):
         case ".jsonl":
             for number, (row, place) in enumerate(read_jsonl(path, encoding=encoding), start=1):
@@ -83,7 +83,7 @@ def _rows(path: Path, encoding: str, text_column: str | None) -> Iterator[tuple[
             yield from _delimited_rows(path, encoding, "\t" if suffix == ".tsv" else ",")
 
 
-def _delimited_rows(path: Path, encoding: str, delimiter: str) -> Iterator[tuple[Mapping[str, Any], str, int]]:
+def _delimited_rows(path: Location, encoding: str, delimiter: str) -> Iterator[tuple[Mapping[str, Any], str, int]]:
     csv.field_size_limit(sys.maxsize)
     with open_text(path, encoding=encoding) as stream:
         reader = csv.DictReader(stream, delimiter=delimiter, strict=True)
@@ -100,7 +100,7 @@ def _delimited_rows(path: Path, encoding: str, delimiter: str) -> Iterator[tuple
 
 
 def _parquet_rows(
-    path: Path, text_column: str | None, *, every_column: bool = False
+    path: Location, text_column: str | None, *, every_column: bool = False
 ) -> Iterator[tuple[Mapping[str, Any], str, int]]:
     import pyarrow
     import pyarrow.parquet

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from lm_retrieval.corpus.files import read_text, suffix_of
 from lm_retrieval.records import Document
+from lm_retrieval.storage import Location
 
 SUFFIXES = frozenset((".txt", ".md", ".rst"))
 
@@ -13,7 +13,7 @@ _MARKDOWN_TITLE = re.compile(r"\A\s*#[ \t]+(?P<title>\S[^\n]*)(?:\n|\Z)")
 _RST_TITLE = re.compile(r"\A\s*(?:([=\-~^\"'#*+])\1{2,}\n)?(?P<title>[^\n]+)\n([=\-~^\"'#*+])\3{2,}\s*(?:\n|\Z)")
 
 
-def read(path: Path, *, name: str, encoding: str) -> Iterator[tuple[Document, str]]:
+def read(path: Location, *, name: str, encoding: str) -> Iterator[tuple[Document, str]]:
     """Yields the file's one document and its place. A leading heading becomes the title."""
     text = read_text(path, encoding=encoding)
     heading = {".md": _MARKDOWN_TITLE, ".rst": _RST_TITLE}.get(suffix_of(path))

@@ -38,6 +38,7 @@ from lm_retrieval.index.shards import Outcome, Work, chunks_of, finished, plan
 from lm_retrieval.index.store import CorpusDigest, EarlierPlaces, Store, drop_shards_from
 from lm_retrieval.progress import progress
 from lm_retrieval.runtime import memory_budget
+from lm_retrieval.storage import locate, resolved
 
 KIND = "index"
 ENCODER_NAME = "encoder"
@@ -207,7 +208,7 @@ class _Build:
         report, counts = self.report, self.corpus.counts
         return {
             "corpus": self.corpus.name,
-            "corpus_path": str(self.corpus.path.resolve()),
+            "corpus_path": str(resolved(self.corpus.path)),
             "corpus_sha256": self.corpus_digest.hexdigest(),
             "documents": report.documents,
             "chunks": report.chunks,
@@ -231,9 +232,9 @@ class _Build:
     def _check_earlier(self, encoder: Encoder) -> dict[str, Any]:
         manifest = read_manifest(self.output, kind=KIND, error=IndexFormatError)
         # a corpus that was moved is still the same one; another folder of the same name is not
-        if manifest["corpus_path"] != str(self.corpus.path.resolve()) and Path(manifest["corpus_path"]).exists():
+        if manifest["corpus_path"] != str(resolved(self.corpus.path)) and locate(manifest["corpus_path"]).exists():
             raise MismatchError(
-                f"{self.output}: holds the corpus {manifest['corpus_path']}, not {self.corpus.path.resolve()}; "
+                f"{self.output}: holds the corpus {manifest['corpus_path']}, not {resolved(self.corpus.path)}; "
                 "choose another --output, or add --rebuild to replace it"
             )
         if not _same_encoder(manifest, encoder):
@@ -251,7 +252,7 @@ class _Build:
             "encoder_fitted": encoder.fingerprint if encoder.fitted else None,
             "shard_chunks": self.shard_chunks,
             "earlier": self.earlier is not None,
-            "corpus": str(self.corpus.path.resolve()),
+            "corpus": str(resolved(self.corpus.path)),
         }
         if self._plan() != plan:
             with storage_errors(self.staging):

@@ -14,6 +14,7 @@ from lm_retrieval.errors import ConfigError, IndexFormatError
 from lm_retrieval.loading import default_name
 from lm_retrieval.runtime import Precision
 from lm_retrieval.search import find_index
+from lm_retrieval.storage import is_uri
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED = frozenset({"batch", "generated_text"})  # a path below /generate, and a key of its answer
@@ -93,7 +94,7 @@ class ServerSettings(Section):
 def parse_model(text: str) -> ModelSource:
     """`NAME=PATH`, or a path or name alone, whose last part then names it."""
     name, separator, source = text.partition("=")
-    if separator and name and source:
+    if separator and name and source and not is_uri(name):
         return ModelSource(name, source)
     return ModelSource(default_name(text), text)
 

@@ -22,6 +22,7 @@ from lm_retrieval.errors import ConfigError
 from lm_retrieval.generation import PRESETS, generate
 from lm_retrieval.models import LanguageModel, build_model
 from lm_retrieval.runtime import seed_everything
+from lm_retrieval.storage import Location, resolved
 from lm_retrieval.tokenizer import Tokenizer
 from lm_retrieval.training.batches import SegmentBatches, TokenStream, split_documents, write_stream
 from lm_retrieval.training.card import write_card
@@ -62,6 +63,7 @@ def train(
     resume: bool = False,
     device: str = "auto",
     should_stop: Callable[[], bool] = lambda: False,
+    after_save: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Trains a language model, and its tokenizer where none is given.
 
@@ -75,6 +77,7 @@ def train(
         resume: continue the run in `output` exactly where it was saved.
         device: `auto`, `cpu` or `cuda`.
         should_stop: asked after every step; True saves and ends the run.
+        after_save: called whenever `output` is a complete checkpoint, to send it somewhere.
 
     Raises:
         CheckpointError: `output` holds a checkpoint already, or nothing to resume.
@@ -97,7 +100,9 @@ def train(
         seed_everything(config.training.seed)
         model = start.model if start else build_model(config.model, vocab_size=tokenizer.vocab_size)
         model.to(local_device(device))
-        result = _run(model, tokenizer, config, output, corpus.path, training, held_out, resume, should_stop)
+        result = _run(
+            model, tokenizer, config, output, corpus.path, training, held_out, resume, should_stop, after_save
+        )
         if result.reason != "interrupted" and rank() == 0:
             shutil.rmtree(output / _STREAMS_NAME, ignore_errors=True)
     return result
@@ -108,11 +113,12 @@ def _run(
     tokenizer: Tokenizer,
     config: RunConfig,
     output: Path,
-    corpus_path: Path,
+    corpus_path: Location,
     training: TokenStream,
     held_out: TokenStream,
     resume: bool,
     should_stop: Callable[[], bool],
+    after_save: Callable[[], None],
 ) -> TrainingResult:
     settings = config.training
     length = min(settings.sequence_length_tokens, model.context_length or settings.sequence_length_tokens)
@@ -155,11 +161,12 @@ def _run(
             "best_validation_loss": position.best_loss if position.best_loss < float("inf") else None,
             "training_text_bytes": training.text_bytes,
             "training_data_sha256": training.fingerprint,
-            "corpus_path": str(corpus_path.resolve()),
+            "corpus_path": str(resolved(corpus_path)),
         }
         draw_curves(output)
         write_card(output, config, model, {key: value for key, value in summary.items() if key != "corpus_path"})
         write_checkpoint_manifest(output, model=model, tokenizer=tokenizer, summary=summary)
+        after_save()
 
     trainer = Trainer(
         objective,

@@ -18,6 +18,7 @@ from lm_retrieval.errors import CorpusError
 from lm_retrieval.evaluation.evaluator import evaluate
 from lm_retrieval.evaluation.similarity import ranked_by_similarity
 from lm_retrieval.records import Document
+from lm_retrieval.storage import locate, resolved
 from lm_retrieval.tokenizer import Tokenizer
 from lm_retrieval.training.pair_batches import TokenizedPairs
 from lm_retrieval.training.teacher import Teacher
@@ -88,7 +89,7 @@ def gather(
         fit_to=guide if fit else None,
         words=frequent_words(text for pair in training for text in (pair.query, pair.positive)) if fit else [],
         facts={
-            "corpus_path": str(corpus.path.resolve()),
+            "corpus_path": str(resolved(corpus.path)),
             "pairs": len(training),
             "teacher": guide.name if guide else None,
             "teacher_sha256": guide.fingerprint if guide else None,
@@ -113,8 +114,8 @@ def _labelled(corpus: Corpus, documents: dict[str, Document], labels: str | None
     split = labels or "train"
     if split in corpus.splits:
         return list(judged_pairs(documents, corpus.queries(), corpus.qrels(split)))
-    if Path(split).exists():
-        return list(read_pairs(Path(split), documents=documents))
+    if locate(split).exists():
+        return list(read_pairs(locate(split), documents=documents))
     found = ", ".join([*corpus.splits, NO_LABELS])
     raise CorpusError(f"--labels {split}: neither a split of {corpus.path} nor a file; splits found: {found}")
 

@@ -70,6 +70,7 @@ def tune(
     resume: bool = False,
     device: str = "auto",
     should_stop: Callable[[], bool] = lambda: False,
+    after_save: Callable[[], None] = lambda: None,
 ) -> TrainingResult:
     """Trains an encoder contrastively.
 
@@ -86,6 +87,7 @@ def tune(
         resume: continue the run in `output` exactly where it was saved.
         device: `auto`, `cpu` or `cuda`.
         should_stop: asked after every step; True saves and ends the run.
+        after_save: called whenever `output` is a complete checkpoint, to send it somewhere.
 
     Raises:
         CorpusError: too little text, or labels that cannot be used.
@@ -109,7 +111,7 @@ def tune(
         seed_everything(config.training.seed)
         with rank_zero_first():
             material = gather(corpus, start, config, labels=labels, teacher=teacher, cache=teacher_cache)
-        return _run(material, start, config, output, corpus, resume, device, should_stop)
+        return _run(material, start, config, output, corpus, resume, device, should_stop, after_save)
 
 
 def _check_run(output: Path, start: Checkpoint, config: RunConfig) -> None:
@@ -127,6 +129,7 @@ def _run(
     resume: bool,
     device: str,
     should_stop: Callable[[], bool],
+    after_save: Callable[[], None],
 ) -> TrainingResult:
     settings = config.training
     model = start.model.to(local_device(device))
@@ -168,6 +171,7 @@ def _run(
         facts = {key: value for key, value in summary.items() if key != "corpus_path"}
         write_card(output, config, model, facts, what="An encoder")
         write_checkpoint_manifest(output, model=model, tokenizer=start.tokenizer, pooling=pooling, summary=summary)
+        after_save()
 
     trainer = Trainer(
         objective,
