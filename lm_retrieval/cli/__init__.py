@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def first_process() -> bool:
     """Whether this process speaks: always, but under torchrun only the first."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _fail(message: str, code: int) -> None:

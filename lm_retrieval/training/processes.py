@@ -24,7 +24,7 @@ _LOST = ("closed by peer", "reset by peer", "connection refused", "broken pipe",
 
 def rank() -> int:
     """The number of this process; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def world_size() -> int:
