@@ -6,6 +6,7 @@ LmRetrievalError
 ├── TokenizerError      a tokenizer that cannot be trained, read or used
 ├── CheckpointError     a model folder that is missing, damaged or does not fit
 ├── TrainingError       a training run that cannot start or go on
+├── PeerError           another process of the same run has ended
 ├── IndexFormatError    an index folder that is missing or damaged
 ├── MismatchError       two artifacts that do not belong together
 ├── EvaluationError     runs or judgments that cannot be scored
@@ -39,6 +40,10 @@ class CheckpointError(LmRetrievalError):
 
 class TrainingError(LmRetrievalError):
     """A training run cannot start or cannot go on."""
+
+
+class PeerError(LmRetrievalError):
+    """Another process of the same run has ended, so this one cannot go on."""
 
 
 class IndexFormatError(LmRetrievalError):

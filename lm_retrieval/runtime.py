@@ -38,6 +38,8 @@ def available_cores() -> int:
 def thread_count(requested: int | None = None) -> int:
     """The number of threads to use: the argument, then LMR_THREADS, then every available core.
 
+    The processes that torchrun starts on one machine share its cores.
+
     Raises:
         ConfigError: LMR_THREADS is not a positive whole number.
     """
@@ -45,7 +47,7 @@ def thread_count(requested: int | None = None) -> int:
         return max(1, requested)
     value = os.environ.get(THREADS_VARIABLE)
     if value is None:
-        return available_cores()
+        return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if not value.isdigit() or int(value) < 1:
         raise ConfigError(f"{THREADS_VARIABLE}={value}: a positive whole number of threads is needed")
     return int(value)

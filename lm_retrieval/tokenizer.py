@@ -89,6 +89,10 @@ class Tokenizer:
         self.lossless: bool = self._processor.decode(self._processor.encode(_PROBE)) == _PROBE
         self._words = _WordCache(self._encode_word)
 
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        """Another process is given the model and starts a word cache of its own."""
+        return Tokenizer, (self.model,)
+
     @classmethod
     def load(cls, path: Path | str) -> "Tokenizer":
         """Reads a `tokenizer.model` file.

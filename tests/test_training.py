@@ -119,40 +119,6 @@ def test_bfloat16_training_follows_float32(corpus_path: Path, tmp_path: Path) ->
     assert all(low == pytest.approx(high, rel=0.03) for (_, high), (_, low) in pairs)
 
 
-def test_two_processes_learn_what_one_learns(corpus_path: Path, tmp_path: Path) -> None:
-    settings = tmp_path / "config.toml"
-    settings.write_text(
-        "[model]\nembedding_dim = 24\nhidden_dim = 24\ndropout = 0.0\n[tokenizer]\nvocab_size = 300\n[training]\n"
-        'precision = "float32"\nbatch_size = 4\nsequence_length_tokens = 16\nmax_steps = 12\nmax_epochs = 100\n'
-        "eval_interval_steps = 6\nlog_interval_steps = 3\nwarmup_steps = 2\nsample_tokens = 0\n"
-    )
-    train(open_corpus(corpus_path), config=load_config(settings), output=tmp_path / "one")
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "lm_retrieval",
-    ]
-    arguments = [
-        "train",
-        str(settings),
-        "--corpus",
-        str(corpus_path),
-        "--output",
-        str(tmp_path / "two"),
-        "--threads",
-        "1",
-    ]
-    subprocess.run([*command, *arguments], check=True, cwd=ROOT, capture_output=True, timeout=240)
-    pairs = list(zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True))
-    assert len(pairs) == 4
-    assert all(two == pytest.approx(one, abs=1e-4) for (_, one), (_, two) in pairs)
-    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
-
-
 def test_a_loss_that_is_no_number_stops_with_advice_and_keeps_the_last_good_checkpoint(
     corpus_path: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TextIO
 
 import click
 
-from lm_retrieval.errors import LmRetrievalError
+from lm_retrieval.errors import LmRetrievalError, PeerError
 from lm_retrieval.version import __version__
 
 _COMMANDS = {
@@ -71,7 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
     except LmRetrievalError as error:
         if debug:
             raise
-        _fail(f"Error: {error}", 1)
+        if isinstance(error, PeerError) and os.environ.get("LOCAL_RANK", "0") != "0":
+            sys.exit(1)  # one process of each machine says why
+        _fail(f"Error: {error}" if first_process() else f"Error in process {os.environ['RANK']}: {error}", 1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -85,6 +87,11 @@ def main(arguments: list[str] | None = None) -> None:
         if debug:
             raise
         _fail(f"Error: {error.filename or 'operating system'}: {error.strerror or error}", 1)
+
+
+def first_process() -> bool:
+    """Whether this process speaks: always, but under torchrun only the first."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _fail(message: str, code: int) -> None:
@@ -107,4 +114,5 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 def set_up_logging(*, quiet: bool) -> None:
     """Messages go to stderr, each a line; `--quiet` keeps warnings only."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_StderrHandler()], force=True)
-    logging.getLogger("lm_retrieval").setLevel(logging.WARNING if quiet else logging.INFO)
+    level = logging.WARNING if quiet else logging.INFO
+    logging.getLogger("lm_retrieval").setLevel(level if first_process() else logging.ERROR)

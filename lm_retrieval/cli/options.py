@@ -26,7 +26,7 @@ class Command(click.Command):
             click.Option(
                 ["--threads"],
                 type=click.IntRange(min=1),
-                help=f"CPU threads.  [default: {THREADS_VARIABLE}, else all cores of the container]",
+                help=f"CPU threads.  [default: {THREADS_VARIABLE}, else all cores; under torchrun a share of them]",
             ),
             click.Option(["-q", "--quiet"], is_flag=True, help="Only warnings and results; no progress."),
             click.Option(["--debug"], is_flag=True, help="Show the traceback of an error."),

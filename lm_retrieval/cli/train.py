@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lm_retrieval.cli import first_process
 from lm_retrieval.cli.options import LOCATION, PATH, Command, corpus_options, device_option, run_options
 from lm_retrieval.storage import Location, OutputFolder
 
@@ -42,33 +43,37 @@ def train(
 ) -> None:
     """Train a language model (and its tokenizer) from a TOML configuration.
 
-    Ctrl-C saves and stops; the same command with --resume goes on. Under torchrun it trains on several processes.
+    Ctrl-C saves and stops; the same command with --resume goes on. Under torchrun several processes (on one machine or
+    more) share out each step's rows; only the first reads CONFIG and the corpus and writes.
 
     \b
     Example:
       lmr train configs/lstm.toml --corpus notes/ --output checkpoints/notes-lstm --max-time 10m
       lmr train configs/gpt.toml --corpus notes/ --output checkpoints/gpt --set training.max_epochs=3
+      torchrun --standalone --nproc-per-node=2 -m lm_retrieval train configs/lstm.toml --corpus notes/ --output run
     """
     from lm_retrieval.checkpoint import Checkpoint, find_checkpoint
-    from lm_retrieval.config import load_config, parse_duration
+    from lm_retrieval.config import RunConfig, load_config, parse_duration
     from lm_retrieval.corpus import open_corpus
     from lm_retrieval.runtime import configure_torch
     from lm_retrieval.tokenizer import Tokenizer
+    from lm_retrieval.training.processes import process_group, shared
     from lm_retrieval.training.run import train as run_training
 
-    if max_time is not None:
-        overrides = (*overrides, f"training.max_time_seconds={parse_duration(max_time)}")
-    settings = load_config(config, overrides=overrides)
+    def settings() -> RunConfig:
+        limit = () if max_time is None else (f"training.max_time_seconds={parse_duration(max_time)}",)
+        return load_config(config, overrides=(*overrides, *limit))
+
     configure_torch()
-    target = open_run(output, resume=resume)
-    with stop_on_signals() as should_stop:
+    with stop_on_signals() as should_stop, process_group(device):
+        target = shared(lambda: open_run(output, resume=resume))
         result = run_training(
-            open_corpus(corpus_path, encoding=encoding, text_column=text_column),
-            config=settings,
+            shared(lambda: open_corpus(corpus_path, encoding=encoding, text_column=text_column)),
+            config=shared(settings),
             output=target.folder,
-            validation=open_corpus(validation, encoding=encoding) if validation else None,
-            tokenizer=Tokenizer.load(tokenizer_path) if tokenizer_path else None,
-            start=Checkpoint.load(find_checkpoint(start)) if start else None,
+            validation=shared(lambda: open_corpus(validation, encoding=encoding) if validation else None),
+            tokenizer=shared(lambda: Tokenizer.load(tokenizer_path) if tokenizer_path else None),
+            start=shared(lambda: Checkpoint.load(find_checkpoint(start)) if start else None),
             resume=resume,
             device=device,
             should_stop=should_stop,
@@ -87,8 +92,12 @@ def open_run(output: Location, *, resume: bool) -> OutputFolder:
 
 
 def echo_result(output: Location, result: "TrainingResult") -> None:
-    """Says how a run ended; one that was stopped ends the program with 130."""
+    """Says how a run ended, once; one that was stopped ends the program with 130."""
     position = result.position
+    if result.reason == "interrupted" and not first_process():
+        raise SystemExit(130)
+    if not first_process():
+        return
     if result.reason == "interrupted":
         click.echo(
             f"stopped at step {position.step:,} and saved; go on with the same command and --resume "
@@ -114,7 +123,8 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        click.echo("\nsaving; press Ctrl-C again to stop without saving", err=True)
+        if first_process():
+            click.echo("\nsaving; press Ctrl-C again to stop without saving", err=True)
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -46,18 +46,22 @@ def tune(
     """Teach an encoder your own text, so that it finds more in it.
 
     Needs no labels: it learns from titles, headings and spans of the documents. Labels are used where there are some:
-    a BEIR folder with a train split, or a file of query and positive (and negatives) columns.
+    a BEIR folder with a train split, or a file of query and positive (and negatives) columns. Under torchrun several
+    processes share out the pairs of a step, and each text is compared with those of all; only the first reads and
+    writes.
 
     \b
     Example:
       lmr tune notes/ --output checkpoints/notes
       lmr tune notes/ --output checkpoints/notes --max-time 2m
       lmr tune pairs.parquet --from lstm-base --output checkpoints/mine
+      torchrun --standalone --nproc-per-node=2 -m lm_retrieval tune notes/ --output checkpoints/notes
     """
     from lm_retrieval.checkpoint import Checkpoint, find_checkpoint
-    from lm_retrieval.config import load_config, parse_duration
+    from lm_retrieval.config import RunConfig, load_config, parse_duration
     from lm_retrieval.corpus import open_corpus
     from lm_retrieval.runtime import configure_torch
+    from lm_retrieval.training.processes import process_group, shared
     from lm_retrieval.tuning.run import tune as run_tuning
     from lm_retrieval.tuning.run import tuning_config
 
@@ -66,16 +70,18 @@ def tune(
     )
     if fixed is not None:
         raise click.UsageError(f"--set {fixed}: model, tokenizer and encoder come from --from and cannot be changed")
-    if max_time is not None:
-        overrides = (*overrides, f"training.max_time_seconds={parse_duration(max_time)}")
-    settings = load_config(config, overrides=overrides, defaults=None if config else tuning_config())
+
+    def settings() -> RunConfig:
+        limit = () if max_time is None else (f"training.max_time_seconds={parse_duration(max_time)}",)
+        return load_config(config, overrides=(*overrides, *limit), defaults=None if config else tuning_config())
+
     configure_torch()
-    target = open_run(output, resume=resume)
-    with stop_on_signals() as should_stop:
+    with stop_on_signals() as should_stop, process_group(device):
+        target = shared(lambda: open_run(output, resume=resume))
         result = run_tuning(
-            open_corpus(corpus_path, encoding=encoding, text_column=text_column),
-            start=Checkpoint.load(find_checkpoint(start)),
-            config=settings,
+            shared(lambda: open_corpus(corpus_path, encoding=encoding, text_column=text_column)),
+            start=shared(lambda: Checkpoint.load(find_checkpoint(start))),
+            config=shared(settings),
             output=target.folder,
             labels=labels,
             teacher=teacher,

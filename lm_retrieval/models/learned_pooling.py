@@ -9,7 +9,7 @@ Shapes: B texts, T tokens (padded on the right), D hidden, E dimensions of a vec
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 _MEAN_RATE = 0.02
@@ -65,5 +65,14 @@ class LearnedPooling(nn.Module):
         normalized = (states - self.state_mean.float()) / self.state_scale.float()
         if self.training and torch.is_grad_enabled():
             with torch.no_grad():
-                self.state_mean.lerp_(states.mean(0).to(self.state_mean), _MEAN_RATE)
+                self.state_mean.lerp_(_mean_of_all(states).to(self.state_mean), _MEAN_RATE)
         return normalized
+
+
+def _mean_of_all(states: Tensor) -> Tensor:
+    """(B, D) → (D,) mean over the rows of all processes that train together."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return states.mean(0)
+    total = torch.cat((states.sum(0), states.new_tensor([len(states)])))
+    distributed.all_reduce(total)
+    return total[:-1] / total[-1]

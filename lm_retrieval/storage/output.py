@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -74,8 +73,6 @@ def open_output(location: Location) -> OutputFolder:
         return OutputFolder(location, location)
     home = cache_home(location) / WORK_NAME
     found = OutputFolder(location, home / location.name)
-    if int(os.environ.get("LOCAL_RANK", "0")):
-        return found  # under torchrun the first process of a machine does it, and the others meet it later
     with locked(home.parent), storage_errors(home):
         version = read_version(location)
         known, _ = read_state(home)

@@ -73,6 +73,14 @@ def split_documents(
 
     Where too few documents exist for that, the end of the stream is held out instead.
     """
+    streams = write_split(documents, tokenizer=tokenizer, folder=folder, validation_fraction=validation_fraction)
+    return enough_held_out(*streams, validation_fraction=validation_fraction)
+
+
+def write_split(
+    documents: Iterable[Document], *, tokenizer: Tokenizer, folder: Path, validation_fraction: float
+) -> tuple[TokenStream, TokenStream]:
+    """Writes the documents to two streams by the hash of their ids, however few become held out."""
     train, held_out = StreamWriter(folder / "train.bin", tokenizer), StreamWriter(folder / "valid.bin", tokenizer)
     for document in documents:
         share = (
@@ -80,11 +88,17 @@ def split_documents(
             / 2**32
         )
         (held_out if share < validation_fraction else train).write(document.content)
-    streams = train.close(), held_out.close()
-    sizes = [len(stream.token_ids) for stream in streams]
+    return train.close(), held_out.close()
+
+
+def enough_held_out(
+    training: TokenStream, held_out: TokenStream, *, validation_fraction: float
+) -> tuple[TokenStream, TokenStream]:
+    """The same two streams, or, where one of them is much too short, both in a row split near the end."""
+    sizes = [len(training.token_ids), len(held_out.token_ids)]
     if min(sizes) * 50 >= validation_fraction * sum(sizes):
-        return streams
-    larger, smaller = sorted(streams, key=lambda stream: -len(stream.token_ids))
+        return training, held_out
+    larger, smaller = sorted((training, held_out), key=lambda stream: -len(stream.token_ids))
     return _split_tail(larger, smaller, validation_fraction)
 
 

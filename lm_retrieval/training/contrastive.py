@@ -2,7 +2,8 @@
 
 InfoNCE with in-batch negatives (van den Oord et al., 2018, arXiv:1807.03748), in both directions, with a learned
 temperature (Radford et al., 2021, arXiv:2103.00020). With a teacher, the similarities of all texts of the batch are
-matched too: the student's distribution over the others of each text against the teacher's.
+matched too: the student's distribution over the others of each text against the teacher's. Several processes share
+out the pairs of a micro-batch, and each text is compared with those of all.
 
 Shapes: B pairs, N negatives of a pair, T tokens, D hidden, E dimensions of a vector.
 """
@@ -18,6 +19,7 @@ from torch.nn import functional
 from lm_retrieval.checkpoint import POOLING_NAME, save_weights
 from lm_retrieval.config import TuningConfig
 from lm_retrieval.models import LanguageModel, LearnedPooling, State
+from lm_retrieval.training.gathering import Gathering
 from lm_retrieval.training.objectives import Evaluation, Objective
 from lm_retrieval.training.pair_batches import PairBatch
 
@@ -62,9 +64,12 @@ class ContrastiveObjective(Objective):
         """The weighted sum of the terms."""
         documents, hidden = self.vectors(batch.document_ids, batch.document_lengths)
         queries, _ = self.vectors(batch.query_ids, batch.query_lengths)
-        loss = self._ranking_loss(queries, documents, batch)
+        everyone = Gathering(pairs=len(queries), documents=len(documents), device=queries.device)
+        loss = self._ranking_loss(
+            everyone.pairs(queries), everyone.documents(documents), _labels_of_all(batch, everyone), rows=everyone.rows
+        )
         if self.config.next_token_weight and hidden is not None:
-            loss = loss + self.config.next_token_weight * self._next_token(hidden, batch)
+            loss = loss + self.config.next_token_weight * self._next_token(hidden, batch, everyone)
         return loss, None
 
     def vectors(self, token_ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -72,31 +77,44 @@ class ContrastiveObjective(Objective):
         hidden = None if self.config.words_only else self.model(token_ids).hidden
         return functional.normalize(self.pooling(hidden, token_ids, lengths), dim=1), hidden
 
-    def _ranking_loss(self, queries: Tensor, documents: Tensor, batch: PairBatch) -> Tensor:
+    def _ranking_loss(
+        self, queries: Tensor, documents: Tensor, labels: PairBatch, *, rows: Tensor | None = None
+    ) -> Tensor:
+        """The mean over `rows` of the pairs, by default over all; of `labels` only numbers and targets are read."""
         config = self.config
         loss = queries.new_zeros(())
         with torch.autocast(queries.device.type, enabled=False):
             scale = self.log_scale.exp().clamp(max=_MAX_SCALE)
             if config.contrastive_weight:
                 loss = loss + config.contrastive_weight * info_nce(
-                    queries, documents, right_answers(batch.queries, batch.documents), scale=scale
+                    queries, documents, right_answers(labels.queries, labels.documents), scale=scale, rows=rows
                 )
-            if config.teacher_weight and batch.query_targets.any():
-                texts = torch.cat((queries, documents[: len(queries)]))
-                targets = torch.cat((batch.query_targets, batch.document_targets))
+            if config.teacher_weight and labels.query_targets.any():
                 loss = loss + config.teacher_weight * similarity_matching(
-                    texts, targets, scale=scale, teacher_scale=1 / config.teacher_temperature
+                    torch.cat((queries, documents[: len(queries)])),
+                    torch.cat((labels.query_targets, labels.document_targets)),
+                    scale=scale,
+                    teacher_scale=1 / config.teacher_temperature,
+                    rows=None if rows is None else torch.cat((rows, rows + len(queries))),
                 )
         return loss
 
-    def _next_token(self, hidden: Tensor, batch: PairBatch) -> Tensor:
-        """Cross-entropy of the next token in some of the documents."""
-        ids, lengths = batch.document_ids, batch.document_lengths
-        rows = max(1, _LM_TOKENS // ids.shape[1])
-        known = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:rows, None]
-        if not known.any():
-            return hidden.new_zeros(())
-        return self.model.loss(hidden[:rows, :-1][known], ids[:rows, 1:][known])
+    def _next_token(self, hidden: Tensor, batch: PairBatch, everyone: Gathering) -> Tensor:
+        """Cross-entropy of the next token in some of the documents: the first of the micro-batch.
+
+        A process gives its share of the sum, times the number of processes: the mean of theirs is that of all tokens.
+        """
+        ids, own = batch.document_ids, batch.document_lengths
+        lengths = everyone.documents(own)
+        rows = max(1, _LM_TOKENS // max(1, int(lengths.max())))
+        count = int((lengths[:rows] - 1).clamp(min=0).sum())
+        chosen = everyone.own_documents(torch.arange(len(lengths), device=ids.device)) < rows
+        known = (torch.arange(1, ids.shape[1], device=ids.device) < own[:, None]) & chosen[:, None]
+        mine = int(known.sum())
+        if not mine:  # the head takes part all the same: processes wait for the gradients of one another
+            return 0 * self.model.loss(hidden[:1, 0], ids[:1, 0])
+        loss = self.model.loss(hidden[:, :-1][known], ids[:, 1:][known])
+        return loss if everyone.rows is None else loss * (mine * everyone.processes / count)
 
     @torch.no_grad()
     def evaluate(self) -> Evaluation:
@@ -155,7 +173,21 @@ def right_answers(queries: Tensor, documents: Tensor) -> Tensor:
     return same & ~torch.eye(count, len(documents), dtype=torch.bool, device=same.device)
 
 
-def info_nce(queries: Tensor, documents: Tensor, others: Tensor, *, scale: Tensor) -> Tensor:
+def _labels_of_all(batch: PairBatch, everyone: Gathering) -> PairBatch:
+    """The numbers and the teacher's vectors of the pairs of all processes; texts stay where they are."""
+    if everyone.rows is None:
+        return batch
+    return batch._replace(
+        queries=everyone.pairs(batch.queries),
+        documents=everyone.documents(batch.documents),
+        query_targets=everyone.pairs(batch.query_targets),
+        document_targets=everyone.pairs(batch.document_targets),
+    )
+
+
+def info_nce(
+    queries: Tensor, documents: Tensor, others: Tensor, *, scale: Tensor, rows: Tensor | None = None
+) -> Tensor:
     """Mean of query → document and document → query cross-entropy.
 
     Args:
@@ -163,12 +195,18 @@ def info_nce(queries: Tensor, documents: Tensor, others: Tensor, *, scale: Tenso
         documents: (B·(1 + N), E) unit vectors, the B positives first; all are candidates for every query.
         others: (B, B·(1 + N)) True where a document is no negative of a query, because it is another right answer.
         scale: inverse temperature.
+        rows: the pairs that the mean is taken over; all when None.
     """
-    scores = scale * _masked_scores(queries, documents, others)
-    right = torch.arange(len(queries), device=queries.device)
-    forward = functional.cross_entropy(scores, right)
-    backward = functional.cross_entropy(scores[:, : len(queries)].T, right)
-    return (forward + backward) / 2
+    count = len(queries)
+    if rows is None:
+        right = torch.arange(count, device=queries.device)
+        scores = scale * _masked_scores(queries, documents, others)
+        backward_scores = scores[:, :count].T
+    else:
+        right = rows
+        scores = scale * _masked_scores(queries[rows], documents, others[rows])
+        backward_scores = scale * _masked_scores(documents[rows], queries, others[:, :count].T[rows])
+    return (functional.cross_entropy(scores, right) + functional.cross_entropy(backward_scores, right)) / 2
 
 
 def _masked_scores(queries: Tensor, documents: Tensor, others: Tensor) -> Tensor:
@@ -176,7 +214,9 @@ def _masked_scores(queries: Tensor, documents: Tensor, others: Tensor) -> Tensor
     return (queries @ documents.T).masked_fill(others, -1e4)
 
 
-def similarity_matching(texts: Tensor, targets: Tensor, *, scale: Tensor, teacher_scale: float) -> Tensor:
+def similarity_matching(
+    texts: Tensor, targets: Tensor, *, scale: Tensor, teacher_scale: float, rows: Tensor | None = None
+) -> Tensor:
     """Mean KL divergence, over texts, from the teacher's distribution over the other texts to the student's.
 
     Args:
@@ -184,8 +224,12 @@ def similarity_matching(texts: Tensor, targets: Tensor, *, scale: Tensor, teache
         targets: (M, D) unit vectors of the teacher.
         scale: the student's inverse temperature.
         teacher_scale: the teacher's.
+        rows: the texts that the mean is taken over; all when None.
     """
     itself = torch.eye(len(texts), dtype=torch.bool, device=texts.device)
-    student = (scale * texts @ texts.T).masked_fill(itself, -1e4).log_softmax(1)
-    teacher = (teacher_scale * targets @ targets.T).masked_fill(itself, -1e4).log_softmax(1)
+    own, own_targets = texts, targets
+    if rows is not None:
+        itself, own, own_targets = itself[rows], texts[rows], targets[rows]
+    student = (scale * own @ texts.T).masked_fill(itself, -1e4).log_softmax(1)
+    teacher = (teacher_scale * own_targets @ targets.T).masked_fill(itself, -1e4).log_softmax(1)
     return functional.kl_div(student, teacher, reduction="batchmean", log_target=True)

@@ -5,7 +5,8 @@ Shapes: B pairs, N hard negatives of a pair, T tokens, D dimensions of a teacher
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -87,6 +88,23 @@ class TokenizedPairs:
     def __len__(self) -> int:
         return len(self.queries)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes: millions of small arrays are sent as a few large ones."""
+        negatives = [text for group in self.negatives for text in group]
+        dtype = self.queries[0].dtype if self.queries else np.dtype(np.uint16)
+        return vars(self) | {
+            "queries": _flat(self.queries, dtype),
+            "positives": _flat(self.positives, dtype),
+            "negatives": (*_flat(negatives, dtype), np.cumsum([len(group) for group in self.negatives])),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        *flat, groups = state["negatives"]
+        negatives = _unflat(*flat)
+        vars(self).update(state)
+        self.queries, self.positives = _unflat(*state["queries"]), _unflat(*state["positives"])
+        self.negatives = [negatives[first:last] for first, last in pairwise([0, *groups.astype(int).tolist()])]
+
 
 class PairBatches:
     """Pairs in batches of one source and like length, in another order each epoch.
@@ -111,32 +129,42 @@ class PairBatches:
 
     def batch(self, epoch: int, step: int, *, parts: int = 1) -> list[PairBatch]:
         """The batch of a step, as `parts` batches of equally many pairs."""
-        generator = np.random.default_rng((self.seed, epoch, step))
         rows = self._plan(epoch)[step]
-        return [self.gather(part, generator) for part in np.split(rows, parts)]
+        texts = self._texts(rows)
+        if self.token_dropout:
+            # drawn for the whole batch: how many parts it is worked through in changes nothing
+            generator = np.random.default_rng((self.seed, epoch, step))
+            texts = [[_dropped(ids, self.token_dropout, generator) for ids in group] for group in texts]
+        size = len(rows) // parts
+        return [self._part(rows, texts, slice(first, first + size)) for first in range(0, len(rows), size)]
 
-    def gather(self, rows: NDArray[np.int64], generator: np.random.Generator | None = None) -> PairBatch:
-        """The batch of some pairs; tokens are dropped when a generator is given."""
+    def gather(self, rows: NDArray[np.int64]) -> PairBatch:
+        """The batch of some pairs, with all their tokens."""
+        return self._part(rows, self._texts(rows), slice(None))
+
+    def _texts(self, rows: NDArray[np.int64]) -> list[list[TokenIds]]:
+        """Queries, positives, and the negatives of one pair after the other."""
         pairs = self.pairs
-        documents = [pairs.positives[row] for row in rows] + [text for row in rows for text in pairs.negatives[row]]
+        negatives = [text for row in rows for text in pairs.negatives[row]]
+        return [[pairs.queries[row] for row in rows], [pairs.positives[row] for row in rows], negatives]
+
+    def _part(self, rows: NDArray[np.int64], texts: list[list[TokenIds]], places: slice) -> PairBatch:
+        """Some of the pairs of a batch, whose texts are given."""
+        pairs, (queries, positives, negatives) = self.pairs, texts
+        borders = np.cumsum([0, *(len(pairs.negatives[row]) for row in rows)])
+        own = range(len(rows))[places]
+        documents = positives[places] + negatives[borders[own.start] : borders[own.stop]]
+        rows = rows[places]
         # a negative is nobody's positive, as far as is known
         numbers = np.concatenate((pairs.documents[rows], np.full(len(documents) - len(rows), -1)))
         return PairBatch(
-            *self._padded([pairs.queries[row] for row in rows], generator),
-            *self._padded(documents, generator),
+            *_padded(queries[places]),
+            *_padded(documents),
             torch.from_numpy(pairs.query_numbers[rows]),
             torch.from_numpy(numbers),
             torch.from_numpy(pairs.query_targets[rows].astype(np.float32)),
             torch.from_numpy(pairs.document_targets[rows].astype(np.float32)),
         )
-
-    def _padded(self, texts: list[TokenIds], generator: np.random.Generator | None) -> tuple[Tensor, Tensor]:
-        if generator is not None and self.token_dropout:
-            texts = [_dropped(ids, self.token_dropout, generator) for ids in texts]
-        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
-        padded = np.zeros((len(texts), max(1, int(lengths.max()))), np.int64)
-        padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(texts)
-        return torch.from_numpy(padded), torch.from_numpy(lengths)
 
     @lru_cache(maxsize=2)  # noqa: B019 - lives as long as the run
     def _plan(self, epoch: int) -> list[NDArray[np.int64]]:
@@ -151,6 +179,23 @@ class PairBatches:
                 part = part[np.argsort(self._lengths[part], kind="stable")]
                 batches += np.split(part, len(part) // self.batch_size)
         return [batches[place] for place in generator.permutation(len(batches))]
+
+
+def _padded(texts: Sequence[TokenIds]) -> tuple[Tensor, Tensor]:
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    padded = np.zeros((len(texts), max(1, int(lengths.max()))), np.int64)
+    padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(texts)
+    return torch.from_numpy(padded), torch.from_numpy(lengths)
+
+
+def _flat(texts: Sequence[TokenIds], dtype: np.dtype[np.integer]) -> tuple[TokenIds, NDArray[np.int64]]:
+    """All ids in one row, and where each text ends."""
+    lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+    return np.concatenate([np.zeros(0, dtype), *texts]), np.cumsum(lengths)
+
+
+def _unflat(ids: TokenIds, ends: NDArray[np.int64]) -> list[TokenIds]:
+    return [ids[first:last] for first, last in pairwise([0, *ends.tolist()])]
 
 
 def _numbers(names: Iterable[str]) -> NDArray[np.int64]:

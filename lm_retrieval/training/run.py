@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +24,21 @@ from lm_retrieval.models import LanguageModel, build_model
 from lm_retrieval.runtime import seed_everything
 from lm_retrieval.storage import Location, resolved
 from lm_retrieval.tokenizer import Tokenizer
-from lm_retrieval.training.batches import SegmentBatches, TokenStream, split_documents, write_stream
+from lm_retrieval.training.batches import SegmentBatches, TokenStream, enough_held_out, write_split, write_stream
 from lm_retrieval.training.card import write_card
 from lm_retrieval.training.curves import draw_curves
 from lm_retrieval.training.objectives import NextTokenObjective
-from lm_retrieval.training.processes import local_device, process_group, rank, rank_zero_first, world_size
+from lm_retrieval.training.processes import (
+    check_rows,
+    in_turn,
+    local_device,
+    own_random_numbers,
+    process_group,
+    rank,
+    shared,
+    world_size,
+)
+from lm_retrieval.training.sharing import shared_streams
 from lm_retrieval.training.trainer import Position, Trainer, TrainingResult
 
 logger = logging.getLogger(__name__)
@@ -67,6 +77,8 @@ def train(
 ) -> TrainingResult:
     """Trains a language model, and its tokenizer where none is given.
 
+    Under torchrun process 0 alone reads the corpus and writes; each process must call this alike.
+
     Args:
         corpus: text to learn from.
         config: model, tokenizer and training sections.
@@ -83,23 +95,27 @@ def train(
         CheckpointError: `output` holds a checkpoint already, or nothing to resume.
         ConfigError, CorpusError, TrainingError, MismatchError, StorageError: see their messages.
     """
-    with folder_lock(output) if rank() == 0 else nullcontext(), process_group(device):
+    with process_group(device), ExitStack() as held:
         if start is not None:
             config = config.model_copy(update={"model": start.config.model})
-        if resume or rank() == 0:
-            check_output(output, resume=resume)
-        if resume:
-            start, tokenizer = None, Tokenizer.load(output / TOKENIZER_NAME)
-            check_resumable(read_config(output), config, output)
-        if start is not None:
             tokenizer = start.tokenizer
-        seed_everything(config.training.seed + rank())
-        with rank_zero_first():
-            tokenizer = tokenizer or _shared_tokenizer(corpus, config, output)
-            training, held_out = _streams(corpus, validation, tokenizer, config, output)
+
+        def begin() -> Tokenizer:
+            held.enter_context(folder_lock(output))
+            check_output(output, resume=resume)
+            check_rows(config.training)
+            seed_everything(config.training.seed)
+            if not resume:
+                return tokenizer or _new_tokenizer(corpus, config, output)
+            check_resumable(read_config(output), config, output)
+            return Tokenizer.load(output / TOKENIZER_NAME)
+
+        tokenizer = shared(begin)
+        training, held_out = _streams(corpus, validation, tokenizer, config, output)
         seed_everything(config.training.seed)
-        model = start.model if start else build_model(config.model, vocab_size=tokenizer.vocab_size)
+        model = start.model if start and not resume else build_model(config.model, vocab_size=tokenizer.vocab_size)
         model.to(local_device(device))
+        own_random_numbers(config.training.seed)
         result = _run(
             model, tokenizer, config, output, corpus.path, training, held_out, resume, should_stop, after_save
         )
@@ -122,24 +138,27 @@ def _run(
 ) -> TrainingResult:
     settings = config.training
     length = min(settings.sequence_length_tokens, model.context_length or settings.sequence_length_tokens)
-    parts = settings.accumulation_steps * world_size()
-    if settings.batch_size % parts:
-        raise ConfigError(
-            f"training.batch_size {settings.batch_size} cannot be divided into {settings.accumulation_steps} "
-            f"micro-batches on {parts // settings.accumulation_steps} processes; choose a multiple of {parts}"
+
+    def prepare() -> tuple[SegmentBatches, NextTokenObjective]:
+        batches = SegmentBatches(
+            training,
+            batch_size=settings.batch_size,
+            sequence_length=length,
+            seed=settings.seed,
+            multiple_of=settings.accumulation_steps * world_size(),
         )
-    batches = SegmentBatches(
-        training, batch_size=settings.batch_size, sequence_length=length, seed=settings.seed, multiple_of=parts
-    )
+        objective = NextTokenObjective(
+            model,
+            validation=held_out,
+            sequence_length=length,
+            max_tokens=settings.eval_max_tokens,
+            carry_state=settings.carry_state,
+        )
+        return batches, objective
+
+    batches, objective = in_turn(prepare)
     if batches.batch_size < settings.batch_size:
         logger.warning("little text: steps have %d rows instead of %d", batches.batch_size, settings.batch_size)
-    objective = NextTokenObjective(
-        model,
-        validation=held_out,
-        sequence_length=length,
-        max_tokens=settings.eval_max_tokens,
-        carry_state=settings.carry_state,
-    )
     logger.info(
         "%s: %s parameters, vocabulary %s, %s training tokens, %s held out",
         config.model.type,
@@ -168,54 +187,49 @@ def _run(
         write_checkpoint_manifest(output, model=model, tokenizer=tokenizer, summary=summary)
         after_save()
 
-    trainer = Trainer(
-        objective,
-        batches=batches,
-        config=settings,
-        folder=output,
-        data_fingerprint=sha256_bytes(training.fingerprint.encode(), held_out.fingerprint.encode()),
-        on_save=complete,
-        sample=lambda: _sample(model, tokenizer, config),
-        should_stop=should_stop,
+    trainer = in_turn(
+        lambda: Trainer(
+            objective,
+            batches=batches,
+            config=settings,
+            folder=output,
+            data_fingerprint=sha256_bytes(training.fingerprint.encode(), held_out.fingerprint.encode()),
+            on_save=complete,
+            sample=lambda: _sample(model, tokenizer, config),
+            should_stop=should_stop,
+        )
     )
     return trainer.run(resume=resume)
 
 
-def _shared_tokenizer(corpus: Corpus, config: RunConfig, output: Path) -> Tokenizer:
-    """Trains the tokenizer; under torchrun process 0 does and the others read what it wrote."""
-    path = output / TOKENIZER_NAME
-    if rank() != 0:
-        return Tokenizer.load(path)
+def _new_tokenizer(corpus: Corpus, config: RunConfig, output: Path) -> Tokenizer:
     wanted = config.tokenizer.vocab_size
     tokenizer = Tokenizer.train((document.content for document in corpus.documents()), config.tokenizer)
     if tokenizer.vocab_size < wanted and config.tokenizer.type == "bpe":
         logger.warning("the text supports a vocabulary of %d, not %d", tokenizer.vocab_size, wanted)
     for note in corpus.counts.warnings():
         logger.warning("%s: %s", corpus.path, note)
-    tokenizer.save(path)
+    tokenizer.save(output / TOKENIZER_NAME)
     return tokenizer
 
 
 def _streams(
     corpus: Corpus, validation: Corpus | None, tokenizer: Tokenizer, config: RunConfig, output: Path
 ) -> tuple[TokenStream, TokenStream]:
-    folder = output / _STREAMS_NAME if rank() == 0 else output / f"{_STREAMS_NAME}-{rank()}"
-    if validation is None:
-        streams = split_documents(
-            corpus.documents(),
-            tokenizer=tokenizer,
-            folder=folder,
-            validation_fraction=config.training.validation_fraction,
-        )
-    else:
-        streams = (
+    folder, fraction = output / _STREAMS_NAME, config.training.validation_fraction
+
+    def write() -> tuple[TokenStream, TokenStream]:
+        if validation is None:
+            return write_split(corpus.documents(), tokenizer=tokenizer, folder=folder, validation_fraction=fraction)
+        return (
             write_stream(corpus.documents(), tokenizer=tokenizer, path=folder / "train.bin"),
             write_stream(validation.documents(), tokenizer=tokenizer, path=folder / "valid.bin"),
         )
-    if rank() != 0:
-        # the memory maps stay valid; only process 0 leaves files behind
-        shutil.rmtree(folder, ignore_errors=True)
-    return streams
+
+    training, held_out = shared_streams(write)
+    if validation is None:
+        return enough_held_out(training, held_out, validation_fraction=fraction)
+    return training, held_out
 
 
 def check_resumable(saved: RunConfig, now: RunConfig, output: Path) -> None:

@@ -25,7 +25,7 @@ from lm_retrieval.progress import Advance, progress
 from lm_retrieval.runtime import resolve_dtype
 from lm_retrieval.training.objectives import Evaluation, Objective
 from lm_retrieval.training.optimizer import build_optimizer, learning_rate
-from lm_retrieval.training.processes import rank, world_size
+from lm_retrieval.training.processes import in_turn, rank, shared, told, told_numbers, wait_for_all, world_size
 
 logger = logging.getLogger(__name__)
 
@@ -140,15 +140,18 @@ class Trainer:
             advance(shown := self._progress())
             reason = self._spent()
             while reason is None:
-                self._step(wrapped)
-                self.position.elapsed_seconds = self._agree_max(time.monotonic() - started)
+                loss = self._step(wrapped)
+                due = time.monotonic() - last_save > self.config.save_interval_seconds
+                everyone = told_numbers([loss, time.monotonic() - started, float(due)])
+                losses, seconds, dues = zip(*everyone, strict=True)
+                self._window.append((time.monotonic(), self.position.tokens, sum(losses) / len(losses)))
+                self.position.elapsed_seconds = max(seconds)
                 if self.position.step % self.config.log_interval_steps == 0:
                     self._log_step(advance)
                 if self.position.step % self.config.eval_interval_steps == 0:
                     self._evaluate()
                 reason = self._spent()
-                due = time.monotonic() - last_save > self.config.save_interval_seconds
-                if reason is None and self._agree_max(float(due)):
+                if reason is None and any(dues):
                     self._save()
                     last_save = time.monotonic()
                 advance((now := self._progress()) - shown)
@@ -156,6 +159,7 @@ class Trainer:
         if reason != "interrupted" and self.position.step % self.config.eval_interval_steps:
             self._evaluate()
         self._save()
+        wait_for_all()  # nobody ends, and has torchrun end the others, before process 0 has written
         return TrainingResult(reason, self.position, self._last_metrics)
 
     def _wrap(self) -> torch.nn.Module:
@@ -167,13 +171,15 @@ class Trainer:
             module = torch.nn.parallel.DistributedDataParallel(module, device_ids=ids)
         return module
 
-    def _step(self, wrapped: torch.nn.Module) -> None:
+    def _step(self, wrapped: torch.nn.Module) -> float:
+        """Takes one step and returns its loss on this process."""
         config, position = self.config, self.position
         epoch, step_in_epoch = divmod(position.step, self.batches.steps_per_epoch)
         if step_in_epoch == 0:
             self.states = [None] * config.accumulation_steps
         parts = self.batches.batch(epoch, step_in_epoch, parts=config.accumulation_steps * self.world_size)
-        mine = parts[self.rank * config.accumulation_steps :][: config.accumulation_steps]
+        # the parts of one micro-batch, one for each process, follow one another
+        mine = parts[self.rank :: self.world_size]
         rate = learning_rate(position.step, progress=self._progress(), config=config)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["learning_rate_ratio"]
@@ -192,8 +198,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         position.step += 1
         position.tokens += self.batches.tokens_per_step
-        self._window.append((time.monotonic(), position.tokens, loss))
         self._current = {"learning_rate": rate, "gradient_norm": norm}
+        return loss
 
     def _way_back(self) -> str:
         if (self.folder / TRAINER_STATE_NAME).is_file():
@@ -237,24 +243,16 @@ class Trainer:
                 config.patience_evaluations is not None
                 and position.evaluations_without_gain >= config.patience_evaluations,
             ),
-            ("interrupted", bool(self._agree_max(float(self.should_stop())))),
+            ("interrupted", any(asked for (asked,) in told_numbers([float(self.should_stop())]))),
         )
         return next((reason for reason, holds in rules if holds), None)
-
-    def _agree_max(self, value: float) -> float:
-        """The largest value of all processes, so that they decide alike."""
-        if self.world_size == 1:
-            return value
-        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
-        return float(shared)
 
     # --- evaluation and logs ---------------------------------------------------------------------------------------
 
     def _evaluate(self) -> None:
         position = self.position
-        evaluation: Evaluation = self.objective.evaluate()
-        loss = self._agree_max(evaluation.loss)
+        evaluation: Evaluation = shared(self.objective.evaluate)
+        loss = evaluation.loss
         better = loss < position.best_loss
         position.evaluations_without_gain = 0 if better else position.evaluations_without_gain + 1
         if better:
@@ -279,10 +277,6 @@ class Trainer:
         rate = (last_tokens - first_tokens) / max(1e-9, last_time - first_time)
         recent = self._window[-self.config.log_interval_steps :]
         loss = sum(item[2] for item in recent) / len(recent)
-        if self.world_size > 1:
-            shared = torch.tensor(loss, dtype=torch.float64, device=self.device)
-            torch.distributed.all_reduce(shared)
-            loss = float(shared) / self.world_size
         advance(0, note=f"step {self.position.step}  loss {loss:.3f}  {rate:,.0f} tokens/s")
         if self.rank == 0:
             self._append(
@@ -306,14 +300,13 @@ class Trainer:
     # --- saving and resuming ---------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        mine = {
-            "states": self.states,
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-        }
-        ranks = [mine] * self.world_size
-        if self.world_size > 1:
-            torch.distributed.all_gather_object(ranks, mine)
+        ranks = told(
+            {
+                "states": [part and tuple(tensor.cpu() for tensor in part) for part in self.states],
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            }
+        )
         if self.rank != 0:
             return
         if not (self.folder / WEIGHTS_NAME).is_file() or not math.isfinite(self.position.best_loss):
@@ -327,6 +320,7 @@ class Trainer:
             "ranks": ranks,
             "data_fingerprint": self.data_fingerprint,
             "world_size": self.world_size,
+            "tokens_per_step": self.batches.tokens_per_step,
             "window": self._window,
         }
         with atomic_file(self.folder / TRAINER_STATE_NAME, "wb") as stream:
@@ -334,41 +328,70 @@ class Trainer:
         self.on_save(self.position)
 
     def _restore(self) -> None:
+        # the other processes may be on machines that do not have the file
+        state = shared(self._read_state)
+        in_turn(lambda: self._load(state))
+        self._restore_states([part["states"] for part in state["ranks"]])
+        self._restore_random(state["ranks"])
+        # the clock of the process that was saved means nothing here
+        self._window = [(time.monotonic(), tokens, loss) for _, tokens, loss in state["window"]]
+        if self.rank == 0:
+            self._truncate_metrics()
+
+    def _read_state(self) -> dict[str, Any]:
         path = self.folder / TRAINER_STATE_NAME
         if not path.is_file():
             raise CheckpointError(
                 f"{self.folder}: nothing to resume ({TRAINER_STATE_NAME} is missing); run without --resume"
             )
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            self.position = Position(**state["position"])
-            self.objective.load_state_dict(state["objective"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file can raise anything
-            raise CheckpointError(
-                f"{path}: damaged or of another model ({error}); train again without --resume"
-            ) from error
+            raise self._damaged(error) from error
         if state["data_fingerprint"] != self.data_fingerprint:
             raise MismatchError(
                 f"{self.folder}: this run began on other text; resume with the same corpus and tokenizer"
             )
-        if state["world_size"] != self.world_size:
+        if state.get("tokens_per_step", self.batches.tokens_per_step) != self.batches.tokens_per_step:
             raise MismatchError(
-                f"{self.folder}: this run began on {state['world_size']} processes, now there are {self.world_size}; "
-                "resume with the same number"
+                f"{self.folder}: there is so little data that {self.world_size} processes would share it out in other "
+                f"steps than {state['world_size']} did; resume with --nproc-per-node={state['world_size']}"
             )
-        self.scaler.load_state_dict(state["scaler"])
-        mine = state["ranks"][self.rank]
-        self.states = [
-            None if part is None else tuple(tensor.to(self.device) for tensor in part) for part in mine["states"]
-        ]
-        # the clock of the process that was saved means nothing here
-        self._window = [(time.monotonic(), tokens, loss) for _, tokens, loss in state["window"]]
-        torch.set_rng_state(mine["random"])
-        if mine["random_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(mine["random_cuda"], self.device)
-        if self.rank == 0:
-            self._truncate_metrics()
+        return state
+
+    def _load(self, state: dict[str, Any]) -> None:
+        try:
+            self.position = Position(**state["position"])
+            self.objective.load_state_dict(state["objective"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        except Exception as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> CheckpointError:
+        path = self.folder / TRAINER_STATE_NAME
+        return CheckpointError(f"{path}: damaged or of another model ({error}); train again without --resume")
+
+    def _restore_states(self, saved: list[list[State | None]]) -> None:
+        """Shares out again the carried states of each micro-batch: its rows follow one another from rank to rank."""
+        batch_dim = self.objective.model.state_batch_dim
+        self.states = []
+        for parts in zip(*saved, strict=True):
+            known = [part for part in parts if part is not None]
+            whole = [torch.cat(tensors, batch_dim) for tensors in zip(*known, strict=True)]
+            mine = (tensor.chunk(self.world_size, batch_dim)[self.rank].contiguous() for tensor in whole)
+            self.states.append(tuple(tensor.to(self.device) for tensor in mine) if known else None)
+
+    def _restore_random(self, saved: list[dict[str, Any]]) -> None:
+        """Each process goes on with its own random numbers; one that was not there before has begun new ones."""
+        if len(saved) != self.world_size and self.rank == 0:
+            logger.info(
+                "saved by %d processes, going on with %d: the same steps, dropout apart", len(saved), self.world_size
+            )
+        if self.rank < len(saved):
+            torch.set_rng_state(saved[self.rank]["random"])
+            if saved[self.rank]["random_cuda"] is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(saved[self.rank]["random_cuda"], self.device)
 
     def _truncate_metrics(self) -> None:
         """Takes away what was logged after the saved position."""

@@ -52,6 +52,10 @@ class Material:
     words: list[str]
     facts: dict[str, Any]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For other processes: one is enough to score and to fit."""
+        return vars(self) | {"dev_score": None, "fit_to": None, "words": []}
+
 
 def gather(
     corpus: Corpus, start: Checkpoint, config: RunConfig, *, labels: str | None, teacher: str, cache: Path

@@ -1,7 +1,7 @@
 """`tune`: contrastive training of an encoder, in the one trainer."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,15 @@ from lm_retrieval.training.card import write_card
 from lm_retrieval.training.contrastive import ContrastiveObjective
 from lm_retrieval.training.curves import draw_curves
 from lm_retrieval.training.pair_batches import PairBatches, TokenizedPairs
-from lm_retrieval.training.processes import local_device, process_group, rank, rank_zero_first, world_size
+from lm_retrieval.training.processes import (
+    check_rows,
+    in_turn,
+    local_device,
+    own_random_numbers,
+    process_group,
+    shared,
+    world_size,
+)
 from lm_retrieval.training.run import check_resumable
 from lm_retrieval.training.trainer import Position, Trainer, TrainingResult
 from lm_retrieval.tuning.material import Material, gather
@@ -74,6 +82,8 @@ def tune(
 ) -> TrainingResult:
     """Trains an encoder contrastively.
 
+    Under torchrun process 0 alone reads the corpus, asks the teacher and writes; each process must call this alike.
+
     Args:
         corpus: unlabelled text, a BEIR folder, or a file or folder of (query, positive) pairs.
         start: language model or encoder to go on from; its model, tokenizer and pooling are used.
@@ -103,15 +113,18 @@ def tune(
             ),
         }
     )
-    with folder_lock(output) if rank() == 0 else nullcontext(), process_group(device):
-        if resume or rank() == 0:
+    with process_group(device), ExitStack() as held:
+
+        def begin() -> Material:
+            held.enter_context(folder_lock(output))
             check_output(output, resume=resume)
-        if resume:
-            _check_run(output, start, config)
-        seed_everything(config.training.seed)
-        with rank_zero_first():
-            material = gather(corpus, start, config, labels=labels, teacher=teacher, cache=teacher_cache)
-        return _run(material, start, config, output, corpus, resume, device, should_stop, after_save)
+            check_rows(config.training)
+            if resume:
+                _check_run(output, start, config)
+            seed_everything(config.training.seed)
+            return gather(corpus, start, config, labels=labels, teacher=teacher, cache=teacher_cache)
+
+        return _run(shared(begin), start, config, output, corpus, resume, device, should_stop, after_save)
 
 
 def _check_run(output: Path, start: Checkpoint, config: RunConfig) -> None:
@@ -133,16 +146,21 @@ def _run(
 ) -> TrainingResult:
     settings = config.training
     model = start.model.to(local_device(device))
-    # a resumed run reads its pooling back
-    pooling = build_pooling(model) if resume else _start_pooling(start, material, words_only=config.tuning.words_only)
-    pooling = pooling.to(model.device)
-    parts = settings.accumulation_steps * world_size()
-    batches = PairBatches(
-        material.training,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        token_dropout=config.tuning.token_dropout,
-        multiple_of=parts,
+
+    def first_pooling() -> LearnedPooling:
+        # a resumed run reads its pooling back
+        return build_pooling(model) if resume else _start_pooling(start, material, words_only=config.tuning.words_only)
+
+    pooling = shared(first_pooling).to(model.device)
+    own_random_numbers(settings.seed)
+    batches = in_turn(
+        lambda: PairBatches(
+            material.training,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            token_dropout=config.tuning.token_dropout,
+            multiple_of=settings.accumulation_steps * world_size(),
+        )
     )
     current = Encoder(
         Checkpoint(model, start.tokenizer, config, {}, output, pooling), config=config.encoder.model_copy()
@@ -173,14 +191,17 @@ def _run(
         write_checkpoint_manifest(output, model=model, tokenizer=start.tokenizer, pooling=pooling, summary=summary)
         after_save()
 
-    trainer = Trainer(
-        objective,
-        batches=batches,
-        config=settings,
-        folder=output,
-        data_fingerprint=sha256_bytes(material.training.fingerprint.encode(), material.validation.fingerprint.encode()),
-        on_save=complete,
-        should_stop=should_stop,
+    data = (material.training.fingerprint, material.validation.fingerprint)
+    trainer = in_turn(
+        lambda: Trainer(
+            objective,
+            batches=batches,
+            config=settings,
+            folder=output,
+            data_fingerprint=sha256_bytes(*(part.encode() for part in data)),
+            on_save=complete,
+            should_stop=should_stop,
+        )
     )
     return trainer.run(resume=resume)
 
