@@ -4,7 +4,8 @@ r"""How time, memory, disk and queries grow with the corpus: 1,000 to a million 
 
 The documents of the corpus are cut into pieces of at most 45 words (about 64 tokens), a chunk each. Of each size:
 `lmr embed` in a process of its own (time and peak memory by stage); then, for each kind of FAISS index, its build,
-bytes, recall@10 against exact search, and the time of a dense and of a hybrid query, one at a time. `--kill` ends the
+bytes, recall@10 against exact search, and the time of a dense and of a hybrid query, one at a time; `{cells}` in its
+name is the number of cells for so many vectors. `--kill` ends the
 embedding of each size half way, with SIGKILL, and starts it again. Writes growth.json and growth.svg to
 benchmarks/results.
 """
@@ -29,6 +30,7 @@ from lm_retrieval.artifacts import folder_bytes
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.errors import ConfigError
 from lm_retrieval.index.builder import SHARD_CHUNKS, build_index, rebuild_vectors
+from lm_retrieval.index.vectors import cells_for
 from lm_retrieval.runtime import configure_torch, peak_memory_bytes
 
 PIECE_WORDS = 45
@@ -42,7 +44,15 @@ Row = dict[str, Any]
 @click.option("--text-column", default=None)
 @click.option("--encoder", default="lstm-base")
 @click.option("--sizes", multiple=True, type=int, default=[1_000, 10_000, 100_000], help="Chunks; repeatable.")
-@click.option("--factory", "factories", multiple=True, default=[], help="FAISS indexes besides the one chosen by size.")
+@click.option(
+    "--factory",
+    "factories",
+    multiple=True,
+    default=["Flat", "HNSW32", "IVF{cells},PQ64"],
+    show_default=True,
+    help="FAISS indexes besides the one chosen by size.",
+)
+@click.option("--max-memory", type=int, help="Bytes that `lmr embed` may take.")
 @click.option("--kill", is_flag=True, help="Kill the embedding half way and start it again.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the indexes here.")
 @click.option("--embed", "embedded", nargs=2, type=click.Path(path_type=Path), hidden=True)
@@ -53,6 +63,7 @@ def main(
     encoder: str,
     sizes: tuple[int, ...],
     factories: tuple[str, ...],
+    max_memory: int | None,
     kill: bool,
     folder: Path | None,
     embedded: tuple[Path, Path] | None,
@@ -60,7 +71,7 @@ def main(
 ) -> None:
     """Measures one size after the other."""
     if embedded is not None:
-        print(json.dumps(embed(*embedded, encoder)))
+        print(json.dumps(embed(*embedded, encoder, max_memory)))
         return
     if quick:
         sizes, factories = sizes[:1] if sizes[0] < 1000 else (200, 400), ("HNSW32",)
@@ -70,9 +81,16 @@ def main(
         for size in sizes:
             source, index = home / f"{size}.jsonl", home / f"index-{size}"
             write_pieces(corpus, text_column, source, size)
-            row = {"encoder": encoder, **embed_in_process(source, index, encoder, kill=kill)}
+            row = {
+                "encoder": encoder,
+                "max_memory_bytes": max_memory,
+                **embed_in_process(source, index, encoder, kill=kill, max_memory=max_memory),
+            }
             row["indexes"] = [measure_index(index, row["factory"])]
-            for factory in factories:
+            for name in factories:
+                factory = name.format(cells=cells_for(row["chunks"]))
+                if factory == row["factory"]:
+                    continue
                 try:
                     row["indexes"].append(measure_index(index, factory))
                 except ConfigError as error:  # too few vectors for so many cells
@@ -125,7 +143,7 @@ def write_pieces(corpus: Path, text_column: str | None, path: Path, count: int) 
     raise click.ClickException(f"{corpus}: only {len(seen):,} pieces of text, {count:,} are wanted")
 
 
-def embed(source: Path, index: Path, encoder: str) -> Row:
+def embed(source: Path, index: Path, encoder: str, max_memory: int | None) -> Row:
     """Indexes in this process and says what it took."""
     from lm_retrieval.checkpoint import find_checkpoint
     from lm_retrieval.encoding.encoder import Encoder
@@ -134,7 +152,7 @@ def embed(source: Path, index: Path, encoder: str) -> Row:
     loaded = Encoder.load(find_checkpoint(encoder), dtype="auto")
     start = peak_memory_bytes()
     started = time.perf_counter()
-    report = build_index(open_corpus(source), encoder=loaded, output=index)
+    report = build_index(open_corpus(source), encoder=loaded, output=index, max_memory_bytes=max_memory)
     return {
         "chunks": report.chunks,
         "resumed": report.resumed,
@@ -147,9 +165,11 @@ def embed(source: Path, index: Path, encoder: str) -> Row:
     }
 
 
-def embed_in_process(source: Path, index: Path, encoder: str, *, kill: bool) -> Row:
+def embed_in_process(source: Path, index: Path, encoder: str, *, kill: bool, max_memory: int | None) -> Row:
     """The same in a process of its own; with `kill`, one is killed on the way and another one goes on."""
     command = [sys.executable, __file__, str(source), "--encoder", encoder, "--embed", str(source), str(index)]
+    if max_memory is not None:
+        command += ["--max-memory", str(max_memory)]
     killed_after = 0.0
     shards = index.with_name(f".{index.name}.partial") / "embeddings"
     total = sum(1 for _ in source.open()) // SHARD_CHUNKS
@@ -163,10 +183,28 @@ def embed_in_process(source: Path, index: Path, encoder: str, *, kill: bool) -> 
                 killed_after = time.perf_counter() - started
                 break
             time.sleep(0.2)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    row: Row = json.loads(done.stdout)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    curve = memory_curve(process)
+    output, _ = process.communicate()
+    if process.returncode:
+        raise click.ClickException(f"embedding {source} failed")
+    row: Row = json.loads(output)
     row["seconds"] += killed_after
+    row["memory_curve"] = curve
     return {**row, "killed_after_seconds": killed_after, "folder_bytes": folder_bytes(index)}
+
+
+def memory_curve(process: subprocess.Popen[str]) -> list[tuple[float, int]]:
+    """Seconds and resident bytes of a process as long as it runs, at most 200 points."""
+    points: list[tuple[float, int]] = []
+    started = time.perf_counter()
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        lines = [line for line in status.read_text().splitlines() if line.startswith("VmRSS:")]
+        if lines:
+            points.append((round(time.perf_counter() - started, 1), int(lines[0].split()[1]) * 1024))
+        time.sleep(0.5)
+    return points[:: max(1, len(points) // 200)]
 
 
 def measure_index(index: Path, factory: str) -> Row:
@@ -206,7 +244,7 @@ def ask(index: str) -> None:
 
 
 def draw(rows: list[Row]) -> None:
-    """Four small pictures on logarithmic axes, each with a straight line for comparison."""
+    """Four small pictures on logarithmic axes, each with a straight line for comparison, and memory over time."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -219,8 +257,14 @@ def draw(rows: list[Row]) -> None:
         "peak memory of lmr embed, MB": [row["peak_memory_bytes"] / 1e6 for row in rows],
         "hybrid query, ms (median)": [row["indexes"][0]["hybrid_ms"][0] for row in rows],
     }
-    figure, axes = pyplot.subplots(1, 4, figsize=(15, 3.4), layout="constrained")
-    for axis, (title, values) in zip(axes, pictures.items(), strict=True):
+    figure, axes = pyplot.subplots(1, 5, figsize=(18, 3.4), layout="constrained")
+    curve = np.array(rows[-1]["memory_curve"])
+    axes[-1].plot(curve[:, 0], curve[:, 1] / 1e6, color="#2a6f97")
+    axes[-1].set_ylim(bottom=0)
+    axes[-1].set_title(f"memory, MB, embedding {chunks[-1]:,} chunks", fontsize=10)
+    axes[-1].set_xlabel("seconds")
+    axes[-1].grid(alpha=0.3)
+    for axis, (title, values) in zip(axes, pictures.items(), strict=False):
         axis.loglog(chunks, values, marker="o", color="#2a6f97")
         axis.loglog(chunks, [values[0] * count / chunks[0] for count in chunks], ls=":", color="#999", label="linear")
         axis.set_title(title, fontsize=10)
