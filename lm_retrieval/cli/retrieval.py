@@ -162,7 +162,7 @@ def _load_milvus(folder: Path, uri: str, collection: str | None, **options: Any)
         parts.append(f"{report.deleted:,} deleted")
     click.echo(f"{', '.join(parts)}, {report.seconds['all']:.1f} s")
     if report.full_text == "server":
-        click.echo("BM25: in the server; hybrid search runs there")
+        click.echo("BM25: in the server, which hybrid search asks for both rankings")
     else:
         why = f" ({report.why_local})" if report.why_local else ""
         click.echo(f"BM25: here, from {folder}{why}")

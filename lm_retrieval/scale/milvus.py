@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 Ranking = dict[Hashable, float]
 _MOST = 16_384  # hits that a server gives at once
 _MOST_HEADS = 100_000
+_AHEAD = 100
+_MOST_SHOWN = 5_000
 _TEXT_FIELDS = ["pk", "doc_id", "chunk_id", "start", "end", "offset", "title_length", "text"]
 
 
@@ -98,7 +100,9 @@ class MilvusBackend:
         self._client = collection.client
         self._index_folder = Path(manifest["index_folder"])
         self._heads: dict[str, str] = {}  # of documents that were found: what the keys of their rows begin with
-        self._numbers: dict[str, int] = {}  # chunks that were given out by number: key → number
+        self._keys: list[str] = []  # of the chunks that were given out, by number
+        self._numbers: dict[str, int] = {}
+        self._shown: dict[str, Document] = {}  # documents of such chunks, by what their keys begin with
         with milvus_errors(self.address):
             self._client.load_collection(collection.name, timeout=CALL_SECONDS)
         logger.info("%s: %s; BM25 runs %s", self.name, collection.connection.server, self.lexical_place)
@@ -294,10 +298,10 @@ class MilvusBackend:
         keys = [key for head in heads for key in keys_of(head)]
         found: dict[str, list[dict[str, Any]]] = {}
         if keys:
-            found = _whole(self._query(_among("pk", keys), _TEXT_FIELDS))
+            found = _by_id(_whole(self._query(_among("pk", keys), _TEXT_FIELDS)))
         others = [document_key(doc_id) for doc_id in doc_ids if doc_id not in found]
         if others:
-            found |= _whole(self._query(_among("document", others), _TEXT_FIELDS))
+            found |= _by_id(_whole(self._query(_among("document", others), _TEXT_FIELDS)))
         return {doc_id: found.get(doc_id, []) for doc_id in doc_ids}
 
     def _query(self, condition: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
@@ -336,13 +340,30 @@ class MilvusBackend:
         return self._numbered(keys, [vectors[key] for key in keys])
 
     def chunk_document(self, number: int) -> Document:
-        """The document that a chunk is of, by a number that was given out."""
-        key = next(key for key, known in self._numbers.items() if known == number)
-        doc_id = self._query(_among("pk", [key]), ["pk", "doc_id"])[0]["doc_id"]
-        return self.documents([doc_id])[0][0]
+        """The document that a chunk is of, by a number that was given out.
+
+        Raises:
+            IndexFormatError: the document has changed since.
+        """
+        head = head_of(self._keys[number])
+        if head not in self._shown:
+            # those of the next numbers will be asked for too
+            heads = dict.fromkeys(head_of(key) for key in self._keys[number : number + _AHEAD])
+            keys = [key for one in heads for key in keys_of(one)]
+            if len(self._shown) > _MOST_SHOWN:
+                self._shown.clear()
+            for one, rows in _whole(self._query(_among("pk", keys), _TEXT_FIELDS)).items():
+                self._shown[one] = join_document(rows)[0]
+        if head not in self._shown:
+            raise IndexFormatError(f"{self.name}: a document has changed just now; ask again")
+        return self._shown[head]
 
     def _numbered(self, keys: list[str], vectors: list[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        numbers = [self._numbers.setdefault(key, len(self._numbers)) for key in keys]
+        for key in keys:
+            if key not in self._numbers:
+                self._numbers[key] = len(self._keys)
+                self._keys.append(key)
+        numbers = [self._numbers[key] for key in keys]
         shape = (len(keys), self.manifest["dim"])
         return np.array(numbers, np.int64), np.array(vectors, np.float32).reshape(shape)
 
@@ -354,11 +375,15 @@ def _among(name: str, values: Sequence[str]) -> str:
 
 
 def _whole(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows by document, where all of them are there.
+    """Rows by what their keys begin with, where all of a document are there.
 
     While a collection is brought up to date, the old and the new rows of a document can be there beside each other.
     """
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[head_of(row["pk"])].append(row)
-    return {str(found[0]["doc_id"]): found for head, found in groups.items() if len(found) == len(keys_of(head))}
+    return {head: found for head, found in groups.items() if len(found) == len(keys_of(head))}
+
+
+def _by_id(groups: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    return {str(rows[0]["doc_id"]): rows for rows in groups.values()}

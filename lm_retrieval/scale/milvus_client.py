@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from lm_retrieval.errors import ConfigError, IndexFormatError, LmRetrievalError, MissingExtraError, StorageError
 
 CONNECT_SECONDS = 5
-CALL_SECONDS = 120
+CALL_SECONDS = 60
 LOAD_SECONDS = 1800
 TOKEN_VARIABLE = "MILVUS_TOKEN"
 FILE_SUFFIX = ".db"
@@ -21,6 +21,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 
 # they write a traceback for every error, also for those that are raised, and told by us
 _TALKATIVE = ("pymilvus", "milvus_lite", "grpc._server")  # the last is the server of Milvus Lite, in this process
+# Milvus Lite hangs up on a client that asks whether it is alive as often as pymilvus does
+_LITE_CHANNEL = {"grpc.keepalive_time_ms": 2**31 - 1}
 _opened: dict[Path, int] = {}
 """How many connections of this process use a file: Milvus Lite holds it until it is told to stop."""
 _opening = threading.Lock()
@@ -108,7 +110,9 @@ class Connection:
         _check_file(self._file, address)
         with _opening:
             with _lite_errors(self._file, address), milvus_errors(address):
-                self.client = pymilvus.MilvusClient(str(self._file), timeout=CONNECT_SECONDS)
+                self.client = pymilvus.MilvusClient(
+                    str(self._file), timeout=CONNECT_SECONDS, grpc_options=_LITE_CHANNEL
+                )
                 version = str(self.client.get_server_version())
             _opened[self._file] = _opened.get(self._file, 0) + 1
         self.server = f"Milvus Lite {version.rpartition('-')[2]}"

@@ -141,7 +141,7 @@ class Collection:
             self.client.release_collection(self.name, timeout=CALL_SECONDS)
             if "vector" in self.client.list_indexes(self.name, timeout=CALL_SECONDS):
                 self.client.drop_index(self.name, "vector", timeout=CALL_SECONDS)
-            self.client.create_index(self.name, self._vector_index(index_type, count), timeout=LOAD_SECONDS)
+            self.client.create_index(self.name, self._vector_index(index_type, count), timeout=LOAD_SECONDS, sync=False)
 
     def load(self) -> None:
         """Writes down what was sent and makes it searchable."""
@@ -194,11 +194,12 @@ class Collection:
             self.client.create_collection(
                 self.name,
                 schema=schema,
-                index_params=indexes,
                 properties={_PROPERTY: _encoded(manifest)},
                 consistency_level="Strong",
                 timeout=CALL_SECONDS,
             )
+            # without waiting: there is nothing in it yet, and loading waits
+            self.client.create_index(self.name, indexes, timeout=CALL_SECONDS, sync=False)
 
     def _vector_index(self, index_type: str, count: int) -> Any:
         indexes = self.client.prepare_index_params()

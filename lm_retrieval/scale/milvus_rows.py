@@ -18,6 +18,7 @@ from lm_retrieval.records import Document, Span
 
 MAX_BYTES = 65_535  # of a VARCHAR
 _TEXT_BYTES = 40_000  # of a row's text: its words need no more than a VARCHAR either
+_TITLE_BYTES = 1_000  # of a title, which is in every row as a label; the first text has all of it
 KEY_LENGTH = 128
 DOCUMENT_LENGTH = 32
 EMPTY = -1
@@ -78,9 +79,9 @@ def rows_of(
             "end": end,
             "offset": part.start,
             "title_length": len(document.title),
-            "title": _cut(document.title),
+            "title": _cut(document.title, _TITLE_BYTES),
             "text": text,
-            "words": _cut(words(text, analyzer)) if chunk != EMPTY else "",
+            "words": _cut(words(text, analyzer), MAX_BYTES) if chunk != EMPTY else "",
             "content_hash": digest,
             "vector": vectors[chunk] if chunk != EMPTY else nowhere,
         }
@@ -135,5 +136,5 @@ def _parts(content: str, span: Span) -> Iterator[Span]:
         start += len(text)
 
 
-def _cut(text: str) -> str:
-    return text.encode()[:MAX_BYTES].decode(errors="ignore")
+def _cut(text: str, size: int) -> str:
+    return text.encode()[:size].decode(errors="ignore")
