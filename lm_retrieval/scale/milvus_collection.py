@@ -38,7 +38,8 @@ def search_parameters(index_type: str, *, count: int, depth: int) -> dict[str, i
     if index_type.startswith("HNSW"):
         return {"ef": max(depth, 128)}
     if index_type.startswith("IVF"):
-        return {"nprobe": max(8, build_parameters(index_type, count)["nlist"] // 16)}
+        cells = build_parameters(index_type, count)["nlist"]
+        return {"nprobe": min(cells, max(8, cells // 16))}
     return {}
 
 
@@ -139,14 +140,18 @@ class Collection:
     def _replace_index(self, index_type: str, count: int) -> None:
         with milvus_errors(self.address):
             self.client.release_collection(self.name, timeout=CALL_SECONDS)
-            if "vector" in self.client.list_indexes(self.name, timeout=CALL_SECONDS):
-                self.client.drop_index(self.name, "vector", timeout=CALL_SECONDS)
+            for name in self.client.list_indexes(self.name, field_name="vector", timeout=CALL_SECONDS):
+                self.client.drop_index(self.name, name, timeout=CALL_SECONDS)
             self.client.create_index(self.name, self._vector_index(index_type, count), timeout=LOAD_SECONDS, sync=False)
 
-    def load(self) -> None:
-        """Writes down what was sent and makes it searchable."""
+    def flush(self) -> None:
+        """Has what was sent written down."""
         with milvus_errors(self.address):
             self.client.flush(self.name, timeout=LOAD_SECONDS)
+
+    def load(self) -> None:
+        """Makes it searchable."""
+        with milvus_errors(self.address):
             self.client.load_collection(self.name, timeout=LOAD_SECONDS)
 
     def count(self) -> int:

@@ -125,6 +125,7 @@ class _Load:
         present = self._present()
         wanted = self._send(present)
         self._delete(present, wanted)
+        self.collection.flush()
         self.collection.load()
         report = self.report
         report.seconds["load"] = time.perf_counter() - started
