@@ -120,6 +120,26 @@ def test_a_killed_load_goes_on_where_it_stopped(embed: Callable[..., Path], tmp_
     same_as_folder("x.db#notes", index)
 
 
+def test_a_damaged_collection_is_refused_and_mended(embed: Callable[..., Path], tmp_path: Path) -> None:
+    index = embed(rows_of(range(20)))
+    load(index, "x.db#notes")
+    with Connection(parse_address("x.db")) as connection:
+        connection.client.load_collection("notes")
+        keys = connection.client.query("notes", filter="chunk_id == 0", limit=3, output_fields=["pk"])
+        connection.client.delete("notes", ids=[row["pk"] for row in keys])
+    with pytest.raises(IndexFormatError, match=r"\d rows, \d+ were loaded: damaged, or changed by something else"):
+        open_index("milvus+x.db#notes")
+    assert load(index, "x.db#notes").sent == 3
+    same_as_folder("x.db#notes", index)
+    for path in (tmp_path / "x.db").rglob("data_*.parquet"):
+        path.write_text("garbage")
+    with pytest.raises(IndexFormatError, match=r"damaged \(.*; delete .*x\.db and load again"):
+        open_index("milvus+x.db#notes")
+    shutil.rmtree("x.db")
+    load(index, "x.db#notes")
+    same_as_folder("x.db#notes", index)
+
+
 def test_batches_are_small(embed: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     import pymilvus
 
@@ -285,3 +305,20 @@ def test_a_server_serves_a_collection(embed: Callable[..., Path], make_checkpoin
     started = time.monotonic()
     load(index, "x.db#notes")  # the server has let go of the file
     assert time.monotonic() - started < 20
+
+
+def test_a_server_and_a_file_differ_by_the_address_only(embed: Callable[..., Path], tmp_path: Path) -> None:
+    from milvus_lite.adapter.grpc.server import start_server_in_thread
+
+    index = embed(rows_of(range(30)))
+    server, database, port = start_server_in_thread(str(tmp_path / "data"))
+    try:
+        address = f"http://127.0.0.1:{port}#notes"
+        assert load(index, address).sent > 30
+        same_as_folder(address, index)
+        embed(rows_of(range(5, 30)))
+        assert load(index, address).sent == 0
+        same_as_folder(f"http://127.0.0.1:{port}", index)
+    finally:
+        server.stop(grace=0).wait()
+        database.close()

@@ -103,8 +103,13 @@ class MilvusBackend:
         self._keys: list[str] = []  # of the chunks that were given out, by number
         self._numbers: dict[str, int] = {}
         self._shown: dict[str, Document] = {}  # documents of such chunks, by what their keys begin with
-        with milvus_errors(self.address):
-            self._client.load_collection(collection.name, timeout=CALL_SECONDS)
+        collection.load()
+        found, expected = collection.count(), manifest["rows"]
+        if found != expected:
+            raise IndexFormatError(
+                f"{self.name}: {found} rows, {expected} were loaded: damaged, or changed by something else; "
+                "run the same `lmr index` again"
+            )
         logger.info("%s: %s; BM25 runs %s", self.name, collection.connection.server, self.lexical_place)
 
     @property

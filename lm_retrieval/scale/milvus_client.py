@@ -168,6 +168,8 @@ def _explain(error: Exception, address: Address) -> LmRetrievalError:
         return StorageError(f"{address}: Milvus refused ({said}); set {TOKEN_VARIABLE} to a token, or to user:password")
     if "not found" in lowered and "collection" in lowered:
         return IndexFormatError(f"{address}: no such collection; load one with `lmr index INDEX --backend milvus`")
+    if address.file is not None and ("parquet" in lowered or "arrow" in lowered):
+        return IndexFormatError(f"{address}: damaged ({said}); delete {address.file} and load again")
     return IndexFormatError(f"{address}: Milvus refused: {said}")
 
 
