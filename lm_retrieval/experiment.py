@@ -13,7 +13,7 @@ from lm_retrieval.artifacts import folder_bytes
 from lm_retrieval.checkpoint import read_config
 from lm_retrieval.corpus import Corpus, known_item, open_corpus
 from lm_retrieval.encoding.encoder import Encoder
-from lm_retrieval.errors import ConfigError, CorpusError, EvaluationError
+from lm_retrieval.errors import ConfigError, CorpusError, EvaluationError, MismatchError
 from lm_retrieval.evaluation.evaluator import DEFAULT_MEASURES, check_measures
 from lm_retrieval.evaluation.report import CollectionReport, Costs, Report, compare
 from lm_retrieval.index.builder import ENCODER_NAME, build_index
@@ -69,6 +69,7 @@ def run_experiment(
     *,
     split: str,
     encoders: Sequence[tuple[str, Encoder]] = (),
+    indexes: Sequence[tuple[str, Searcher]] = (),
     runs: Mapping[str, Run] | None = None,
     measures: Sequence[str] = DEFAULT_MEASURES,
     baseline: str | None = None,
@@ -80,6 +81,7 @@ def run_experiment(
         corpora: BEIR folders.
         split: which judgments.
         encoders: name and encoder of each pair of dense and hybrid rows; unfitted ones are fitted on the corpus.
+        indexes: name and searcher of each pair of dense and hybrid rows of an index that is there already.
         runs: rankings made elsewhere, as further rows.
         measures: ir-measures names.
         baseline: the row that the others are compared with; BM25 by default.
@@ -89,14 +91,18 @@ def run_experiment(
         ConfigError: two systems or two collections of one name.
         CorpusError: no queries or judgments, or judged queries without a text.
         EvaluationError: see `evaluate` and `compare`.
+        MismatchError: an index holds something else than a collection.
     """
     check_measures(measures)
-    _refuse_repeated([name for name, _ in encoders], "encoders", "rename a checkpoint folder")
+    _refuse_repeated([name for name, _ in [*encoders, *indexes]], "encoders or indexes", "rename a folder")
     _refuse_repeated([corpus.name for corpus in corpora], "collections", "rename a folder")
     parts, all_runs = [], {}
     for corpus in corpora:
         material = _judged(corpus, split)
         systems = {ranked.name: ranked for ranked in _rank_all(corpus, material, encoders, rerank)}
+        for name, searcher in indexes:
+            _check_index(name, searcher, corpus, material)
+            systems |= {ranked.name: ranked for ranked in _rank_index(name, searcher, material.queries, rerank)}
         for name, run in (runs or {}).items():
             if name in systems:
                 raise ConfigError(f"run '{name}' has the name of another system; rename the file")
@@ -262,41 +268,59 @@ def _saved_bytes(index: LexicalIndex) -> int:
 
 def _rank_encoder(corpus: Corpus, name: str, encoder: Encoder, queries: list[Query], rerank: bool) -> Iterator[_Ranked]:
     """The rows of one encoder, from one index."""
-    rows: list[tuple[str, Mode, Rerank]] = [("dense", "dense", "none"), ("hybrid", "hybrid", "none")]
-    if rerank:
-        rows.append(("hybrid+lm", "hybrid", "lm"))
-    texts = [query.text for query in queries]
     with tempfile.TemporaryDirectory(prefix="lmr-evaluate-") as folder:
         index = Path(folder) / "index"
         reset_peak_memory()
         built = build_index(corpus, encoder=encoder, output=index)
         encoding = built.seconds["tokenize"] + built.seconds["encode"]
-        searcher = Searcher(index)
-        manifest = searcher.manifest
         words_bytes = folder_bytes(index / "lexical")
         model_bytes = folder_bytes(index / ENCODER_NAME)
-        for label, mode, second_stage in rows:
-            rankings = searcher.rank(texts, k=DEPTH, mode=mode, rerank=second_stage)
-            run = {query.query_id: ranking for query, ranking in zip(queries, rankings, strict=True)}
-            search = _searching(searcher, mode, second_stage)
-            p50, p95 = _latencies(search, queries)
-            costs = Costs(
+        index_bytes = folder_bytes(index) - model_bytes
+        for mode, ranked in _rank_modes(name, Searcher(index), queries, rerank):
+            costs = replace(
+                ranked.costs,
                 parameters=encoder.parameter_count,
                 model_bytes=model_bytes,
-                index_bytes=folder_bytes(index) - model_bytes - (words_bytes if mode == "dense" else 0),
+                index_bytes=index_bytes - (words_bytes if mode == "dense" else 0),
                 documents_per_second=built.documents / encoding,
                 tokens_per_second=built.tokens / encoding,
                 mean_tokens=built.tokens / built.documents,
-                latency_p50_ms=p50,
-                latency_p95_ms=p95,
-                peak_memory_bytes=peak_memory_bytes(),
             )
-            settings = {f"{name}, encoder": str(manifest["encoder_sha256"])[:12]}
-            if mode == "hybrid":
-                settings[f"{name}, dense weight"] = (
-                    f"{manifest['dense_weight']:.2f} ({manifest['dense_weight_source']})"
-                )
-            yield _Ranked(f"{label}:{name}", run, costs, settings)
+            yield replace(ranked, costs=costs)
+
+
+def _rank_index(name: str, searcher: Searcher, queries: list[Query], rerank: bool) -> Iterator[_Ranked]:
+    """The rows of an index that is there already."""
+    reset_peak_memory()
+    where = {f"{name}, index": f"{searcher.backend.name} ({searcher.backend.kind})"}
+    words = {f"{name}, BM25": searcher.backend.lexical_place}
+    for mode, ranked in _rank_modes(name, searcher, queries, rerank):
+        yield replace(ranked, settings=ranked.settings | where | (words if mode == "hybrid" else {}))
+
+
+def _rank_modes(name: str, searcher: Searcher, queries: list[Query], rerank: bool) -> Iterator[tuple[Mode, _Ranked]]:
+    rows: list[tuple[str, Mode, Rerank]] = [("dense", "dense", "none"), ("hybrid", "hybrid", "none")]
+    if rerank:
+        rows.append(("hybrid+lm", "hybrid", "lm"))
+    texts = [query.text for query in queries]
+    manifest = searcher.manifest
+    for label, mode, second_stage in rows:
+        rankings = searcher.rank(texts, k=DEPTH, mode=mode, rerank=second_stage)
+        run = {query.query_id: ranking for query, ranking in zip(queries, rankings, strict=True)}
+        p50, p95 = _latencies(_searching(searcher, mode, second_stage), queries)
+        costs = Costs(latency_p50_ms=p50, latency_p95_ms=p95, peak_memory_bytes=peak_memory_bytes())
+        settings = {f"{name}, encoder": str(manifest["encoder_sha256"])[:12]}
+        if mode == "hybrid":
+            settings[f"{name}, dense weight"] = f"{manifest['dense_weight']:.2f} ({manifest['dense_weight_source']})"
+        yield mode, _Ranked(f"{label}:{name}", run, costs, settings)
+
+
+def _check_index(name: str, searcher: Searcher, corpus: Corpus, material: _Material) -> None:
+    if searcher.manifest["corpus_sha256"] != material.sha256:
+        raise MismatchError(
+            f"index '{name}' holds {searcher.manifest['corpus_path']} as it was when it was built, "
+            f"not {corpus.path} as it is now; build it again, or evaluate the corpus that it is of"
+        )
 
 
 def _searching(searcher: Searcher, mode: Mode, rerank: Rerank) -> Callable[[str], Any]:

@@ -67,7 +67,7 @@ def test_reranking_interpolates_the_scores_of_the_first_hundred(index_path: Path
 def test_what_stands_beyond_the_first_hundred_follows_in_its_order(
     index_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lm_retrieval.search._RERANK_DEPTH", 4)
+    monkeypatch.setattr("lm_retrieval.search.searcher._RERANK_DEPTH", 4)
     searcher = Searcher(index_path)
     plain = searcher.rank(["the river carries cold water"], k=10, mode="dense")[0]
     found = searcher.rank(["the river carries cold water"], k=10, mode="dense", rerank="lm")[0]

@@ -32,6 +32,7 @@ from lm_retrieval.index.builder import build_index, rebuild_vectors
 from lm_retrieval.index.fusion import reciprocal_rank, weighted_sum
 from lm_retrieval.models import build_model
 from lm_retrieval.search import Searcher, find_index, newest_index
+from lm_retrieval.search.local import LocalBackend
 from lm_retrieval.tokenizer import Tokenizer
 
 
@@ -51,11 +52,11 @@ def index(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def brute_force(index: Path, encoder: Encoder, query: str) -> dict[str, float]:
     """Every chunk scored by hand; a document's score is its best chunk's."""
-    searcher = Searcher(index)
+    local = LocalBackend(index)
     scores: dict[str, float] = {}
     query_vector = encoder.encode(query)
-    for row, document in enumerate(searcher._store.documents()):
-        vectors = encoder.encode([document.content[span.start : span.end] for span in searcher._spans(row)])
+    for row, document in enumerate(local.store.documents()):
+        vectors = encoder.encode([document.content[span.start : span.end] for span in local.spans(row)])
         scores[document.doc_id] = float((vectors @ query_vector).max())
     return dict(sorted(scores.items(), key=lambda item: -item[1]))
 
@@ -327,7 +328,7 @@ def test_queries_longer_than_the_window_are_not_cut(indexes: dict[str, tuple[Pat
             assert list(found) == list(expected)
             assert found == pytest.approx(expected, abs=2e-5)
     best = next(iter(light.rank([whole], k=1, mode="dense")[0].values()))
-    shards = np.concatenate(list(light._store.vector_shards()))
+    shards = np.concatenate(list(light.backend.store.vector_shards()))
     assert best == pytest.approx(float((shards @ vector).max()), abs=1e-5)
     mixed = light.rank([exactly, whole, "zebra"], k=7, mode="dense")
     assert [list(ranking) for ranking in mixed] == [

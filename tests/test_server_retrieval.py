@@ -83,7 +83,9 @@ def test_limits_of_search(running: Running) -> None:
 
 
 def test_the_index_is_part_of_health(running: Running) -> None:
-    assert running.client.get("/health").json()["indexes"] == [{"name": "docs", "status": "ready", "documents": 40}]
+    assert running.client.get("/health").json()["indexes"] == [
+        {"name": "docs", "status": "ready", "documents": 40, "backend": "an index folder", "bm25": "here"}
+    ]
 
 
 # ---------------------------------------------------------------- reranking

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lm_retrieval.evaluation.report import Report
     from lm_retrieval.experiment import Experiment
     from lm_retrieval.records import Run
+    from lm_retrieval.search import Searcher
 
 _OUTPUT_HELP = "Folder for report.html, report.md, results.json, tables.tex and runs."
 _format_option = click.option(
@@ -32,6 +33,12 @@ _baseline_option = click.option("--baseline", help="System the others are compar
 @click.command(cls=Command)
 @click.argument("corpora", nargs=-1, metavar="[CORPUS]...", type=LOCATION)
 @click.option("--encoder", "encoders", multiple=True, help="A checkpoint; repeatable. Gives a dense and a hybrid row.")
+@click.option(
+    "--index",
+    "indexes",
+    multiple=True,
+    help="An index of the CORPUS, or milvus+URI#COLLECTION; repeatable. Gives a dense and a hybrid row.",
+)
 @click.option(
     "--postprocess",
     "postprocesses",
@@ -53,6 +60,7 @@ _baseline_option = click.option("--baseline", help="System the others are compar
 def evaluate(
     corpora: tuple[Location, ...],
     encoders: tuple[str, ...],
+    indexes: tuple[str, ...],
     postprocesses: tuple[Any, ...],
     rerank: bool,
     run_files: tuple[Path, ...],
@@ -85,13 +93,14 @@ def evaluate(
     if bool(corpora) == bool(qrels_file):
         raise click.UsageError("give a CORPUS, or --qrels FILE with --run FILE")
     if qrels_file is not None:
-        if encoders or known_item or not run_files:
-            raise click.UsageError("--qrels scores --run files alone; encoders need a CORPUS")
+        if encoders or indexes or known_item or not run_files:
+            raise click.UsageError("--qrels scores --run files alone; encoders and indexes need a CORPUS")
         found = _score_files(qrels_file, run_files, wanted, baseline)
     else:
         found = _rank_corpora(
             corpora,
             [(name, postprocesses, device, dtype) for name in encoders],
+            indexes,
             _read_runs(run_files),
             split,
             known_item,
@@ -129,6 +138,7 @@ def report(results: tuple[Path, ...], baseline: str | None, output: Path | None,
 def _rank_corpora(
     paths: tuple[Location, ...],
     encoders: Sequence[tuple[str, Sequence[str], str, Any]],
+    indexes: Sequence[str],
     runs: "dict[str, Run]",
     split: str,
     known_item: bool,
@@ -146,6 +156,7 @@ def _rank_corpora(
         for variant in encoder_variants(find_checkpoint(name), postprocesses=postprocesses, device=device, dtype=dtype)
     ]
     with ExitStack() as stack:
+        searchers = [_opened(name, stack) for name in indexes]
         if known_item:
             corpora = [_known_item(path, stack) for path in paths]
         else:
@@ -154,11 +165,22 @@ def _rank_corpora(
             corpora,
             split=SPLIT if known_item else split,
             encoders=loaded,
+            indexes=searchers,
             runs=runs,
             measures=measures,
             baseline=baseline,
             rerank=rerank,
         )
+
+
+def _opened(name: str, stack: ExitStack) -> "tuple[str, Searcher]":
+    from lm_retrieval.search import check_index, index_name, open_index
+
+    checked = check_index(name)
+    searcher = open_index(checked)
+    stack.callback(searcher.close)
+    # a folder and the collection that was loaded from it have one name, and are there to be compared
+    return index_name(checked) if isinstance(checked, Path) else f"milvus:{index_name(checked)}", searcher
 
 
 def _known_item(path: Location, stack: ExitStack) -> "Corpus":

@@ -136,13 +136,52 @@ def _engine(name: str, devices: list[str], **cluster: Any) -> "Engine":
 
 @click.command(cls=Command)
 @click.argument("name")
-@click.option("--factory", required=True, help='FAISS index, for example "Flat", "HNSW32", "IVF256,PQ32".')
+@click.option("--factory", help='FAISS index, for example "Flat", "HNSW32", "IVF256,PQ32".')
 @max_memory_option
-def index(name: str, factory: str, max_memory: int | None) -> None:
-    """Rebuild the FAISS part of an index from its stored vectors, without encoding again."""
-    from lm_retrieval.index.builder import rebuild_vectors
+@click.option("--backend", type=click.Choice(["faiss", "milvus"]), default="faiss", show_default=True)
+@click.option("--uri", help="Milvus: a file of Milvus Lite (NAME.db), or the URL of a server.")
+@click.option("--collection", help="Milvus: name of the collection.  [default: that of the index]")
+@click.option("--index-type", help="Milvus: FLAT, HNSW, IVF_FLAT, IVF_SQ8, AUTOINDEX, ….  [default: by size]")
+@click.option(
+    "--full-text",
+    type=click.Choice(["auto", "server", "local"]),
+    default="auto",
+    show_default=True,
+    help="Milvus: where BM25 runs; auto: in the server where it can.",
+)
+@click.option("--rebuild", is_flag=True, help="Milvus: delete the collection first.")
+def index(
+    name: str,
+    factory: str | None,
+    max_memory: int | None,
+    backend: str,
+    uri: str | None,
+    collection: str | None,
+    index_type: str | None,
+    full_text: Any,
+    rebuild: bool,
+) -> None:
+    """Rebuild the FAISS part of an index from its stored vectors, or load the index into Milvus.
+
+    Nothing is encoded again. Loading sends only what is new, also after an interruption; MILVUS_TOKEN is sent along.
+
+    \b
+    Example:
+      lmr index notes --factory HNSW32
+      lmr index notes --backend milvus --uri notes.db
+      lmr search "what did we decide" --index milvus+notes.db#notes
+    """
     from lm_retrieval.search import find_index
     from lm_retrieval.storage import is_uri, locate, open_output
+
+    if backend == "milvus":
+        if uri is None or factory is not None:
+            raise click.UsageError("--backend milvus takes --uri, and --index-type instead of --factory")
+        _load_milvus(find_index(name), uri, collection, index_type=index_type, full_text=full_text, rebuild=rebuild)
+        return
+    if factory is None or uri or collection or index_type:
+        raise click.UsageError("--factory is needed; --uri, --collection and --index-type are for --backend milvus")
+    from lm_retrieval.index.builder import rebuild_vectors
 
     target = open_output(locate(name) if is_uri(name) else find_index(name))
     report = rebuild_vectors(target.folder, factory=factory, max_memory_bytes=max_memory)
@@ -154,9 +193,38 @@ def index(name: str, factory: str, max_memory: int | None) -> None:
     )
 
 
+def _load_milvus(folder: Path, uri: str, collection: str | None, **options: Any) -> None:
+    from lm_retrieval.scale.milvus_client import default_collection, parse_address
+    from lm_retrieval.scale.milvus_collection import EXACT
+    from lm_retrieval.scale.milvus_load import load_index
+
+    if "#" in uri:
+        raise click.UsageError("--uri without '#'; the name of the collection is --collection")
+    address = parse_address(f"{uri}#{collection or default_collection(folder.resolve().name)}")
+    report = load_index(folder, address=address, **options)
+    recall = "" if report.index_type == EXACT else f" (recall@10 {report.recall_at_10:.3f})"
+    click.echo(
+        f"{report.address}: {report.documents:,} documents, {report.chunks:,} chunks, "
+        f"index {report.index_type}{recall}, {report.server}"
+    )
+    parts = [f"{report.sent:,} rows sent"]
+    if report.kept:
+        parts.append(f"{report.kept:,} were there")
+    if report.deleted:
+        parts.append(f"{report.deleted:,} deleted")
+    click.echo(f"{', '.join(parts)}, {report.seconds['all']:.1f} s")
+    if report.full_text == "server":
+        click.echo("BM25: in the server, which hybrid search asks for both rankings")
+    else:
+        why = f" ({report.why_local})" if report.why_local else ""
+        click.echo(f"BM25: here, from {folder}{why}")
+
+
 @click.command(cls=Command)
 @click.argument("query")
-@click.option("--index", "name", help="Index to search.  [default: the one built last]")
+@click.option(
+    "--index", "name", help="Index to search: a folder, or milvus+URI#COLLECTION.  [default: the one built last]"
+)
 @click.option("-k", default=10, show_default=True, help="Number of hits.")
 @click.option(
     "--mode", type=click.Choice(["hybrid", "dense", "bm25"]), default="hybrid", show_default=True, help="How to rank."
@@ -180,7 +248,7 @@ def index(name: str, factory: str, max_memory: int | None) -> None:
     type=click.FloatRange(0, 1),
     help="The encoder's share in a weighted sum.  [default: as stored with the index]",
 )
-@click.option("--encoder", help="Check that the index was built with this checkpoint.")
+@click.option("--encoder", help="Checkpoint for the queries; the index must have been built with it.")
 @format_option
 def search(
     query: str,
@@ -201,7 +269,7 @@ def search(
       lmr search "merge two dictionaries" -k 3 --format json
       cat questions.txt | lmr search - --mode bm25
     """
-    from lm_retrieval.search import Searcher, find_index
+    from lm_retrieval.search import open_index
 
     given = None
     if encoder is not None:
@@ -209,10 +277,13 @@ def search(
         from lm_retrieval.encoding.encoder import Encoder
 
         given = Encoder.load(find_checkpoint(encoder))
-    searcher = Searcher(find_index(name), encoder=given)
+    searcher = open_index(name, encoder=given)
     queries = [line.strip() for line in sys.stdin if line.strip()] if query == "-" else [query]
     options = {"mode": mode, "fusion": fusion, "rerank": rerank, "dense_weight": dense_weight}
-    answers = [(text, searcher.search(text, k=k, **options)) for text in queries]
+    try:
+        answers = [(text, searcher.search(text, k=k, **options)) for text in queries]
+    finally:
+        searcher.close()
     if output_format == "json":
         found = [{"query": text, "hits": [hit.to_dict() for hit in hits]} for text, hits in answers]
         echo_json(found if query == "-" else found[0])

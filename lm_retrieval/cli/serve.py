@@ -15,7 +15,10 @@ from lm_retrieval.cli.options import Command, device_option, dtype_option
     metavar="[NAME=]PATH",
     help="A checkpoint, or hf:PATH_OR_NAME; repeatable.  [default: rnn=lstm-base, transformer=transformer-base]",
 )
-@click.option("--index", help="An index, or its name in indexes/; none serves no index.  [default: the one built last]")
+@click.option(
+    "--index",
+    help="An index, its name in indexes/, or milvus+URI#COLLECTION; none serves none.  [default: the one built last]",
+)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0 is every one.")
 @click.option("--port", type=click.IntRange(0, 65535), help="0 takes a free one.  [default: PORT, else 8000]")
 @click.option(
@@ -81,7 +84,7 @@ def _settings(
     except ImportError:
         raise MissingExtraError("lmr serve", extra="serve") from None
     from lm_retrieval.loading import check_source
-    from lm_retrieval.search import find_index
+    from lm_retrieval.search import check_index
     from lm_retrieval.server.settings import (
         ServerSettings,
         default_index,
@@ -101,7 +104,7 @@ def _settings(
     chosen["page"] = chosen.get("page", page_installed()) if page is None else page
     if chosen["page"] and not page_installed():
         raise MissingExtraError("the web page", extra="ui")
-    chosen["index"] = default_index() if index is None else None if index == "none" else find_index(index)
+    chosen["index"] = default_index() if index is None else None if index == "none" else check_index(index)
     try:
         settings = ServerSettings.model_validate(chosen)
     except ValidationError as error:

@@ -198,6 +198,13 @@ class Store:
         flat = column.flatten() if isinstance(column, pyarrow.FixedSizeListArray) else column.chunk(0).flatten()
         return np.asarray(flat.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(-1, dim)
 
+    def spans(self, number: int) -> list[Span]:
+        """Where the chunks of one shard are in `Document.content`."""
+        table = self._read_embeddings(number, ["start", "end"])
+        return [
+            Span(*pair) for pair in zip(*(table.column(name).to_pylist() for name in ("start", "end")), strict=True)
+        ]
+
     def vectors_at(self, chunks: NDArray[np.int64]) -> Vectors:
         """(N, D) vectors of chunks by their numbers, in the order given."""
         firsts = np.cumsum([0, *(sum(self.chunk_counts(number)) for number in range(self.num_shards))])

@@ -146,10 +146,16 @@ def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: st
 def recall(path: Path, *, shards: VectorShards, count: int, k: int = 10) -> float:
     """Share of the exact top `k` that the index finds, over 200 of its own vectors as queries."""
     queries = _sample(shards, count, _RECALL_QUERIES)
-    exact = _exact_rows(shards, queries, k)
+    exact, _ = _exact(shards, queries, k)
     found = VectorIndex.read(path).search(queries, k)
     hits = sum(len(np.intersect1d(rows, neighbours.rows)) for rows, neighbours in zip(exact, found, strict=True))
     return hits / max(1, sum(map(len, exact)))
+
+
+def probes(shards: VectorShards, *, count: int, k: int) -> tuple[Vectors, NDArray[np.float32]]:
+    """200 of the vectors, (Q, D), to ask for, and the scores of the exact top `k` of each, (Q, K), best first."""
+    queries = _sample(shards, count, _RECALL_QUERIES)
+    return queries, _exact(shards, queries, k)[1]
 
 
 def _write_flat(path: Path, shards: VectorShards, count: int, dim: int) -> None:
@@ -194,7 +200,7 @@ def _sample(shards: VectorShards, count: int, wanted: int) -> Vectors:
     return np.concatenate(parts)
 
 
-def _exact_rows(shards: VectorShards, queries: Vectors, k: int) -> list[NDArray[np.int64]]:
+def _exact(shards: VectorShards, queries: Vectors, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     best_scores = np.full((len(queries), 0), 0, np.float32)
     best_rows = np.zeros((len(queries), 0), np.int64)
     first = 0
@@ -206,7 +212,7 @@ def _exact_rows(shards: VectorShards, queries: Vectors, k: int) -> list[NDArray[
         best_scores = np.take_along_axis(scores, order, 1)
         best_rows = np.take_along_axis(rows, order, 1)
         first += len(vectors)
-    return list(best_rows)
+    return best_rows, best_scores
 
 
 def _accept_small_samples(index: Any) -> None:

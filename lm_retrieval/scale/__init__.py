@@ -1,1 +1,1 @@
-"""Engines we fit into when one machine is not enough; the rest of the package never needs them."""
+"""Engines this package fits into, each behind an extra; nothing else imports them."""

@@ -20,7 +20,7 @@ from lm_retrieval.loading import LoadedModel, hub_name, load_language_model
 from lm_retrieval.perplexity import PerplexityReport, perplexity
 from lm_retrieval.records import Hit
 from lm_retrieval.scoring import TokenScore, score_tokens
-from lm_retrieval.search import Searcher
+from lm_retrieval.search import Searcher, index_name, open_index
 from lm_retrieval.server.errors import ApiError, invalid
 from lm_retrieval.server.metrics import Metrics
 from lm_retrieval.server.settings import ModelSource, ServerSettings
@@ -140,9 +140,9 @@ class ServedModel:
 class ServedIndex:
     """An index and the thread that searches it, `worker`."""
 
-    def __init__(self, folder: Path, *, settings: ServerSettings, metrics: Metrics) -> None:
-        self.name = folder.resolve().name
-        self._folder = folder
+    def __init__(self, index: Path | str, *, settings: ServerSettings, metrics: Metrics) -> None:
+        self.name = index_name(index)
+        self._index = index
         self.status: Status = "loading"
         self.searcher: Searcher | None = None
         self.worker = _worker(f"index:{self.name}", settings, metrics)
@@ -153,8 +153,12 @@ class ServedIndex:
         Raises:
             LmRetrievalError: it is missing or damaged.
         """
-        searcher = Searcher(self._folder)
-        searcher.search("warm", k=1)
+        searcher = open_index(self._index)
+        try:
+            searcher.search("warm", k=1)
+        except BaseException:
+            searcher.close()
+            raise
         self.searcher = searcher
 
     def search(self, query: str, **options: Any) -> Future[list[list[Hit]]]:
@@ -283,6 +287,9 @@ class Served:
         until = time.monotonic() + self.settings.shutdown_seconds
         for part in self.parts():
             part.worker.close(seconds=max(0.0, until - time.monotonic()))
+        for index in self.indexes.values():
+            if index.searcher is not None:
+                index.searcher.close()
         for finish in self._at_end:
             finish()
 

@@ -60,7 +60,8 @@ class ServerSettings(Section):
     """Everything a server needs to know."""
 
     models: tuple[ModelSource, ...] = DEFAULT_MODELS
-    index: Path | None = None
+    index: Path | str | None = None
+    """A folder, or `milvus+URI#COLLECTION`."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     allowed_origins: tuple[str, ...] = ()

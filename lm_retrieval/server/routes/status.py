@@ -64,5 +64,13 @@ def _model(model: ServedModel) -> ModelStatus:
 
 
 def _index(index: ServedIndex) -> IndexStatus:
-    documents = None if index.searcher is None else int(index.searcher.manifest["documents"])
-    return IndexStatus(name=index.name, status=index.status, documents=documents)
+    searcher = index.searcher
+    if searcher is None:
+        return IndexStatus(name=index.name, status=index.status)
+    return IndexStatus(
+        name=index.name,
+        status=index.status,
+        documents=int(searcher.manifest["documents"]),
+        backend=searcher.backend.kind,
+        bm25=searcher.backend.lexical_place,
+    )

@@ -16,7 +16,7 @@ class About(BaseModel):
 
 
 _MODEL = {"name": "rnn", "status": "ready", "kind": "lstm", "parameters": 5816320, "embeddings": True}
-_INDEX = {"name": "demo", "status": "ready", "documents": 6952}
+_INDEX = {"name": "demo", "status": "ready", "documents": 6952, "backend": "an index folder", "bm25": "here"}
 
 
 class ModelStatus(BaseModel):
@@ -37,6 +37,10 @@ class IndexStatus(BaseModel):
     name: str
     status: Literal["loading", "ready", "failed"]
     documents: int | None = None
+    backend: str | None = None
+    """What holds it."""
+    bm25: str | None = None
+    """Where words are ranked."""
 
 
 class Health(BaseModel):
