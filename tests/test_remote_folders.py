@@ -307,7 +307,7 @@ def test_an_index_is_built_searched_and_updated_in_a_store(
     monkeypatch.setenv("LMR_CACHE", str(tmp_path / "cache"))
     found = json.loads(lmr("search", "zebras", "--mode", "bm25", "--index", uri, "--format", "json").stdout)
     assert [hit["id"] for hit in found["hits"]] == ["d4"]
-    assert len(Searcher(find_index(uri))._store) == 29
+    assert Searcher(find_index(uri)).manifest["documents"] == 29
     facts = lmr("info", uri, "--format", "json")
     assert json.loads(facts.stdout)["documents"] == 29
     rebuilt = lmr("index", uri, "--factory", "HNSW8")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lm_retrieval.artifacts import atomic_file
 from lm_retrieval.errors import ConfigError, IndexFormatError
 from lm_retrieval.index.cells import write_in_parts
-from lm_retrieval.runtime import thread_count
+from lm_retrieval.runtime import memory_budget, thread_count
 
 Vectors = NDArray[np.float32]
 VectorShards = Callable[[], Iterator[Vectors]]
@@ -90,7 +90,9 @@ class VectorIndex:
         return [Neighbours(r[r >= 0], s[r >= 0]) for r, s in zip(rows, scores, strict=True)]
 
 
-def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: str, memory_bytes: int) -> None:
+def build(
+    path: Path, *, shards: VectorShards, count: int, dim: int, factory: str, memory_bytes: int | None = None
+) -> None:
     """Builds an index from a stream of (C, D) vectors and writes it atomically.
 
     An exact index goes straight to disk; one with cells that would not fit into memory is built in parts.
@@ -101,13 +103,15 @@ def build(path: Path, *, shards: VectorShards, count: int, dim: int, factory: st
         count: how many they are.
         dim: D.
         factory: a FAISS factory string.
-        memory_bytes: what may be taken.
+        memory_bytes: what may be taken; half of what is free when None.
 
     Raises:
         ConfigError: an unknown factory string, one that needs more vectors to train on, or more memory.
         StorageError: the file system refused.
     """
     faiss.omp_set_num_threads(thread_count())
+    if memory_bytes is None:
+        memory_bytes = memory_budget()
     if factory == EXACT:
         _write_flat(path, shards, count, dim)
         return

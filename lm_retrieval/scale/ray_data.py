@@ -182,6 +182,7 @@ _PLACE = pyarrow.struct([(name, pyarrow.int64()) for name in Place._fields])
 def _cluster(address: str | None) -> Iterator[Any]:
     """Connects to a cluster, or starts one of this machine; one that was connected before stays so."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     import ray
     import ray.data
 
@@ -215,7 +216,8 @@ def _check_reachable(address: str) -> None:
 
 def _unreachable(address: str, error: Exception) -> EngineError:
     return EngineError(
-        f"{address}: no Ray cluster answers there ({_first_line(error)}); check --address and `ray status`"
+        f"{address}: no Ray cluster answers there ({_first_line(error)}); check --address and `ray status`, and set "
+        "RAY_AUTH_MODE=token where the cluster asks for a token"
     )
 
 
