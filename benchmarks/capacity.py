@@ -50,8 +50,8 @@ class Choice(NamedTuple):
 
 CHOICES = {
     1_000_000: Choice("IVF{cells},SQ8", "local", "this machine"),
-    10_000_000: Choice("IVF{cells},PQ64", "local, or a few Ray workers", "this machine"),
-    100_000_000: Choice("IVF{cells},PQ64", "Ray", "one machine with the memory below, or Milvus"),
+    10_000_000: Choice("IVF{cells},SQ8", "local, or a few Ray workers", "this machine"),
+    100_000_000: Choice("IVF{cells},PQ64", "Ray", "one machine with that memory, or Milvus"),
     1_000_000_000: Choice("IVF{cells},PQ64", "Ray, GPUs if there are any", "a Milvus cluster"),
 }
 
@@ -73,7 +73,7 @@ def main(
         if corpus is None:
             raise click.UsageError("a corpus to measure with is needed")
         with tempfile.TemporaryDirectory() as folder:
-            facts = measure(corpus, text_column, encoder, 2_000 if quick else passages, Path(folder))
+            facts = measure(corpus, text_column, encoder, min(passages, 2_000) if quick else passages, Path(folder))
         write_results("capacity", facts, quick=quick)
     text = "\n".join(document(facts)) + "\n"
     if quick:
@@ -194,7 +194,7 @@ def document(facts: Facts) -> Iterator[str]:
     yield f"{measured:,} passages of {facts['tokens_per_passage']:.0f} tokens on average, encoder `{facts['encoder']}`."
     yield f"**Everything beyond {measured:,} passages is extrapolated**: time and bytes in proportion to the passages;"
     yield "a query in proportion to the vectors it looks at (all of them in Flat, a sixteenth in IVF); adding to IVF in"
-    yield "proportion to its cells, too; learning cells, with their square."
+    yield "proportion to its cells, too; learning cells, to their number and that of the vectors they are learned from."
     yield ""
     yield "## Measured"
     yield ""
@@ -256,7 +256,7 @@ def plan_row(size: int, core: float, facts: Facts) -> tuple[str, ...]:
     disk = size * (sum(facts["bytes"].values()) + found["bytes"])
     more_cells = vectors.cells_for(size) / vectors.cells_for(facts["passages"])
     building = size * (facts["seconds"]["bm25"] + found["adding_seconds"] * more_cells)
-    building = (building + found["learning_seconds"] * more_cells**2) / 3600
+    building = (building + learning_seconds(size, found, facts)) / 3600
     return (
         f"{size:,}",
         f"{hours:,.1f}",
@@ -270,6 +270,14 @@ def plan_row(size: int, core: float, facts: Facts) -> tuple[str, ...]:
         choice.engine,
         choice.served_from,
     )
+
+
+def learning_seconds(size: int, found: Facts, facts: Facts) -> float:
+    """Cells take time in proportion to their number and that of the vectors to learn from; codes, to the latter."""
+    here, there = vectors.cells_for(facts["passages"]), vectors.cells_for(size)
+    points = vectors.training_points(there) / vectors.training_points(here)
+    cells = facts["indexes"]["IVF{cells},SQ8"]["learning_seconds"]
+    return float(points * (cells * there / here + max(0.0, found["learning_seconds"] - cells)))
 
 
 NOTES = (

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import make_texts, write_jsonl
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RESULTS = BENCHMARKS / "results"
@@ -61,6 +62,22 @@ def test_dynamic_padding_gives_the_vectors_of_full_padding(collection: Path) -> 
 
 def test_tokenizing_gives_identical_ids(collection: Path) -> None:
     assert "50 of 50 documents have identical ids" in run("tokenizing", collection)
+
+
+def test_engines_make_the_same_vectors(collection: Path) -> None:
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    rows = table(run("engines", collection, "--passages", 60))
+    assert {"one process, 1 thread", "Ray, 1 worker"} <= {row[0] for row in rows}
+    assert all(float(row[-1]) < 1e-5 for row in rows)
+
+
+def test_the_plan_counts_with_what_was_measured(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "corpus.jsonl", [{"text": text} for text in make_texts(600, seed=3)])
+    output = run("capacity", path, "--passages", 600)
+    assert "Everything beyond 600 passages is extrapolated" in output
+    assert [row[0] for row in table(output.split("## The plan")[1])] == [
+        *("1,000,000", "10,000,000", "100,000,000", "1,000,000,000")
+    ]
 
 
 def test_generating_with_and_without_a_state_writes_the_same(collection: Path) -> None:

@@ -192,8 +192,8 @@ def test_recall_is_the_share_of_the_exact_neighbours_that_are_found(tmp_path):
         (200_000, "Flat"),
         (200_001, "IVF2048,SQ8"),
         (1_000_000, "IVF4096,SQ8"),
-        (8_000_000, "IVF8192,SQ8"),
-        (8_000_001, "IVF8192,PQ64"),
+        (16_000_000, "IVF16384,SQ8"),
+        (16_000_001, "IVF16384,PQ64"),
         (20_000_000, "IVF16384,PQ64"),
     ],
 )

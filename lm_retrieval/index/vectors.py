@@ -24,7 +24,7 @@ VectorShards = Callable[[], Iterator[Vectors]]
 
 EXACT = "Flat"
 _EXACT_LIMIT = 200_000
-_BYTES_LIMIT = 8_000_000
+_BYTES_LIMIT = 16_000_000
 _TRAINING_POINTS_PER_CELL = 64
 _MAX_TRAINING_POINTS = 262_144
 _RECALL_QUERIES = 200
@@ -40,7 +40,7 @@ class Neighbours(NamedTuple):
 
 
 def choose_factory(count: int) -> str:
-    """Exact search up to 200,000 vectors; above, cells with a byte per dimension, and from 8 million a quarter of that.
+    """Exact search up to 200,000 vectors; above, cells with a byte per dimension, from 16 million a quarter of that.
 
     A graph (HNSW32) answers faster and is five times the size; it takes three times as long to build.
     """
@@ -124,8 +124,9 @@ def build(
     try:
         _accept_small_samples(index)
         if not index.is_trained:
+            cells = getattr(faiss.try_extract_index_ivf(index), "nlist", 256)
             most = int(memory_bytes * _TRAINING_SHARE / (4 * dim))
-            index.train(_sample(shards, count, max(1, min(most, _training_points(index)))))
+            index.train(_sample(shards, count, max(1, min(most, training_points(cells)))))
         _set_probes(index)
         needed = count * _bytes_per_vector(index, shards)
         if needed > memory_bytes:
@@ -188,8 +189,8 @@ def _bytes_per_vector(index: Any, shards: VectorShards) -> float:
     return (after - before) / len(some)
 
 
-def _training_points(index: Any) -> int:
-    cells = getattr(faiss.try_extract_index_ivf(index), "nlist", 256)
+def training_points(cells: int) -> int:
+    """How many vectors so many cells are learned from, at most."""
     return min(_MAX_TRAINING_POINTS, max(256, cells) * _TRAINING_POINTS_PER_CELL)
 
 
