@@ -27,7 +27,8 @@ K1 = 1.2
 B = 0.75
 _TERMS_NAME = "terms.arrow"
 _ARRAYS = ("starts", "rows", "weights")
-_SORTED_AT_ONCE = 1 << 20  # postings
+_SORTED_AT_ONCE = 1 << 20  # postings; fewer are not worth a file
+_MOST_AT_ONCE = 1 << 22  # more make nothing faster
 
 
 class LexicalIndex:
@@ -68,7 +69,7 @@ class LexicalIndex:
     @staticmethod
     def write(texts: Iterable[str], folder: Path, *, memory_bytes: int) -> None:
         """Indexes texts into `folder`, as `build` and `save` do, in bounded memory."""
-        most = max(_SORTED_AT_ONCE, memory_bytes // BYTES_PER_POSTING)
+        most = max(_SORTED_AT_ONCE, min(_MOST_AT_ONCE, memory_bytes // BYTES_PER_POSTING))
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".postings-", dir=folder) as temporary:
