@@ -37,7 +37,9 @@ def run(name: str, *arguments: object) -> str:
     before = {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "LMR_THREADS": "1"}
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--quick", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=BENCHMARKS.parent)
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=BENCHMARKS.parent, start_new_session=True
+    )
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in RESULTS.iterdir()} == before, "a quick run wrote results"
     return done.stdout

@@ -38,7 +38,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if ended.returncode:
         pytest.skip("mounting is not permitted here")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)  # a reader may still have files open
 
 
 @pytest.fixture
