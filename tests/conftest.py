@@ -1,9 +1,11 @@
 """A tiny corpus, a tiny model and helpers that several test modules share."""
 
+import fcntl
 import json
 import logging
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,6 +208,14 @@ def tuned(corpus_path: Path, start: Path, tmp_path_factory: pytest.TempPathFacto
     output = tmp_path_factory.mktemp("tuned") / "first"
     run(corpus_path, start, output)
     return output
+
+
+@pytest.fixture
+def one_ray() -> Iterator[None]:
+    """Lets one test at a time start Ray, which ends processes of other clusters on the machine when it stops."""
+    with (Path(tempfile.gettempdir()) / "lmr-tests-ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

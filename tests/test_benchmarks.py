@@ -66,7 +66,7 @@ def test_tokenizing_gives_identical_ids(collection: Path) -> None:
     assert "50 of 50 documents have identical ids" in run("tokenizing", collection)
 
 
-def test_engines_make_the_same_vectors(collection: Path) -> None:
+def test_engines_make_the_same_vectors(collection: Path, one_ray: None) -> None:
     pytest.importorskip("ray", reason="needs the extra 'ray'")
     rows = table(run("engines", collection, "--passages", 60))
     assert {"one process, 1 thread", "Ray, 1 worker"} <= {row[0] for row in rows}
