@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from lm_retrieval.cli import lmr
 from lm_retrieval.cli import train as train_module
+from lm_retrieval.cli import tune as tune_module
 from lm_retrieval.errors import LmRetrievalError
 from lm_retrieval.training.processes import process_group
 
@@ -28,11 +30,13 @@ def outcome(job: Any) -> str:
     def stop_after() -> Iterator[Any]:
         yield lambda: limit is not None and next(asked) >= limit
 
-    from lm_retrieval.cli import tune as tune_module
-
-    train_module.stop_on_signals = tune_module.stop_on_signals = stop_after
     try:
-        lmr.main(args=arguments, prog_name="lmr", standalone_mode=False)
+        # undone at the end: tests call this in their own process too
+        with (
+            patch.object(train_module, "stop_on_signals", stop_after),
+            patch.object(tune_module, "stop_on_signals", stop_after),
+        ):
+            lmr.main(args=arguments, prog_name="lmr", standalone_mode=False)
     except LmRetrievalError as error:
         return f"{type(error).__name__}: {error}"
     except SystemExit as ended:
