@@ -1,5 +1,9 @@
 """Encoding on a real Ray cluster of several nodes: the same index, also when a node is lost in the middle."""
 
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,6 +143,27 @@ def test_an_interrupted_run_goes_on_and_encodes_no_shard_again(
     assert report.resumed + report.encoded == report.chunks
     assert report.resumed >= 10
     assert_same(tmp_path / "ix", local)
+
+
+def test_ctrl_c_ends_the_command_and_the_same_command_goes_on(cluster: Any, encoder_path: Path, tmp_path: Path) -> None:
+    words = make_texts(100, seed=6)
+    rows = [{"_id": f"d{number}", "text": f"{words[number % 100][:40]} {number}"} for number in range(40_000)]
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", rows)
+    command = [sys.executable, "-m", "lm_retrieval", "embed", corpus, "--encoder", encoder_path, "--output", "ix"]
+    command += ["--engine", "ray", "--address", cluster.address, "--workers", "1"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (finished := [*(tmp_path / ".ix.partial" / "embeddings").glob("*.parquet")]):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.splitlines()[-1]) == (130, "Interrupted."), said
+    assert len(finished) < 9
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    assert " from the interrupted run" in ran.stdout
 
 
 def test_what_is_wrong_is_said(

@@ -22,6 +22,5 @@ def test_encoding_on_a_cluster(one_ray: None) -> None:
         start_new_session=True,
         cwd=tests.parent.parent,
     )
-    # the exit code is not asked: Ray may end the interpreter roughly once everything is done
-    assert "5 passed" in done.stdout, done.stdout[-8000:] + done.stderr[-2000:]
-    assert "failed" not in done.stdout
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert "6 passed" in done.stdout

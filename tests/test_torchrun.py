@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import click
 import pytest
 import torch
 from conftest import ROOT, Said, make_texts, rows_of, write_jsonl
 from tuning_helpers import parameters
 
 from lm_retrieval.checkpoint import is_checkpoint, save_checkpoint
-from lm_retrieval.config import EncoderConfig, LstmConfig, RunConfig
+from lm_retrieval.cli import launch as launch_module
+from lm_retrieval.config import EncoderConfig, LstmConfig, RunConfig, TrainingConfig
 from lm_retrieval.models import build_model
 from lm_retrieval.runtime import available_cores, thread_count
 from lm_retrieval.tokenizer import Tokenizer
@@ -277,6 +279,75 @@ def test_a_signal_stops_and_saves_on_all_processes_and_one_speaks(world: World) 
     assert state["position"]["step"] == max(step for step, *_ in found) >= 3
     for one, other in zip(found[:4], expected[:4], strict=True):
         assert one == pytest.approx(other, abs=1e-4)
+
+
+def test_several_devices_are_a_process_each_without_torchrun(world: World) -> None:
+    devices = ("--devices", "cpu,cpu")
+
+    def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "lm_retrieval", *arguments]
+        return subprocess.run(
+            command, cwd=world.folder, env=environment(), capture_output=True, text=True, timeout=240, check=False
+        )
+
+    ran = run(train("devices", STEADY, *devices))
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.count(f"devices: {STEPS} steps, ") == 1
+    assert_alike(world.folder / "devices", world.folder / "one" / "train")
+    state = torch.load(world.folder / "devices" / "trainer.pt", weights_only=True)
+    assert state["world_size"] == 2
+    again = run(train("devices", STEADY, *devices))
+    assert (again.returncode, again.stdout) == (1, "")
+    assert again.stderr.splitlines() == [
+        "Error: devices: holds a checkpoint already; add --resume to go on, or choose another --output"
+    ]
+    absent = run(tune("absent", TUNE, *LSI, "--devices", "cpu,cuda:7"))
+    assert (absent.returncode, absent.stdout) == (1, "")
+    assert absent.stderr == "Error: device 'cuda:7' is not available here; use --device cpu\n"
+
+
+def test_ctrl_c_stops_and_saves_on_all_devices(world: World) -> None:
+    endless = (*NEXT_TOKEN, "training.max_steps=100000")
+    command = [sys.executable, "-m", "lm_retrieval", *tune("all-stopped", endless, *LSI, "--devices", "cpu,cpu")]
+    process = subprocess.Popen(command, cwd=world.folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(read_metrics(world.folder / "all-stopped")) > 3, seconds=180)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert said.count("saved; go on with the same command and --resume") == 1
+    assert "death signal" not in said
+    assert is_checkpoint(world.folder / "all-stopped")
+
+
+def test_rows_are_shared_out_among_as_many_gpus_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    started: list[list[str]] = []
+
+    def launch(arguments: list[str], *, processes: int) -> int:
+        assert arguments[-1].count("cuda") == processes
+        started.append(arguments)
+        return 5
+
+    monkeypatch.setattr(launch_module, "_launch", launch)
+
+    def ended(devices: str, rows: int, parts: int = 1) -> int | None:
+        settings = RunConfig(training=TrainingConfig(batch_size=rows, accumulation_steps=parts, max_steps=1))
+        with click.Context(click.Command("tune"), obj=["tune", "notes"]):
+            try:
+                launch_module.train_on_all(devices, lambda: settings)
+            except SystemExit as end:
+                return end.code
+        return None
+
+    assert ended("auto", 96) == 5
+    assert ended("auto", 64) == 5
+    assert ended("auto", 96, 32) == 5
+    assert ended("auto", 7) is None
+    assert ended("cuda:1", 96) is None
+    assert [arguments[-1] for arguments in started] == ["cuda:0,cuda:1,cuda:2", "cuda:0,cuda:1", "cuda:0,cuda:1,cuda:2"]
+    assert started[0][:-1] == ["tune", "notes", "--devices"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert ended("auto", 96) is None
 
 
 def test_a_second_machine_needs_no_file_of_the_first(world: World, tmp_path: Path) -> None:

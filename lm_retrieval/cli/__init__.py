@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     try:
-        lmr.main(args=[a for a in arguments if a != "--debug"], prog_name="lmr", standalone_mode=False)
+        lmr.main(args=[a for a in arguments if a != "--debug"], prog_name="lmr", standalone_mode=False, obj=arguments)
     except LmRetrievalError as error:
         if debug:
             raise

@@ -103,6 +103,12 @@ text_column_option = click.option(
     "--text-column", help="Column of CSV, TSV, JSONL or Parquet files that holds the text."
 )
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
+devices_option = click.option(
+    "--devices",
+    "--device",
+    default="auto",
+    help='Devices, each with a process of its own: "cpu", "cuda:0,cuda:1".  [default: every GPU, else cpu]',
+)
 
 
 def dtype_option(default: str) -> Callable[[F], F]:

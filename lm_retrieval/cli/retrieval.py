@@ -11,6 +11,7 @@ from lm_retrieval.cli.options import (
     LOCATION,
     Command,
     corpus_options,
+    devices_option,
     dtype_option,
     echo_json,
     format_option,
@@ -44,12 +45,7 @@ if TYPE_CHECKING:
 )
 @click.option("--rebuild", is_flag=True, help="Encode everything again, also with another encoder than before.")
 @dtype_option("auto")
-@click.option(
-    "--devices",
-    "--device",
-    default="auto",
-    help='Devices, each with a process of its own: "cpu", "cuda:0,cuda:1".  [default: every GPU, else cpu]',
-)
+@devices_option
 @max_memory_option
 @click.option(
     "--engine",

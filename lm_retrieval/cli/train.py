@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from lm_retrieval.cli import first_process
-from lm_retrieval.cli.options import LOCATION, PATH, Command, corpus_options, device_option, run_options
+from lm_retrieval.cli.launch import train_on_all
+from lm_retrieval.cli.options import LOCATION, PATH, Command, corpus_options, devices_option, run_options
 from lm_retrieval.storage import Location, OutputFolder
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--tokenizer", "tokenizer_path", type=PATH, help="A trained tokenizer.  [default: train one]")
 @click.option("--from", "start", help="A checkpoint to go on from with new text.")
 @run_options
-@device_option
+@devices_option
 @corpus_options
 def train(
     config: Path,
@@ -37,14 +38,14 @@ def train(
     overrides: tuple[str, ...],
     max_time: str | None,
     resume: bool,
-    device: str,
+    devices: str,
     encoding: str,
     text_column: str | None,
 ) -> None:
     """Train a language model (and its tokenizer) from a TOML configuration.
 
-    Ctrl-C saves and stops; the same command with --resume goes on. Under torchrun several processes (on one machine or
-    more) share out each step's rows; only the first reads CONFIG and the corpus and writes.
+    Ctrl-C saves and stops; the same command with --resume goes on. Several devices, or the processes of torchrun (on
+    one machine or more), share out each step's rows; only the first process reads CONFIG and the corpus and writes.
 
     \b
     Example:
@@ -64,8 +65,9 @@ def train(
         limit = () if max_time is None else (f"training.max_time_seconds={parse_duration(max_time)}",)
         return load_config(config, overrides=(*overrides, *limit))
 
+    train_on_all(devices, settings)
     configure_torch()
-    with stop_on_signals() as should_stop, process_group(device):
+    with stop_on_signals() as should_stop, process_group(devices):
         target = shared(lambda: open_run(output, resume=resume))
         result = run_training(
             shared(lambda: open_corpus(corpus_path, encoding=encoding, text_column=text_column)),
@@ -75,7 +77,7 @@ def train(
             tokenizer=shared(lambda: Tokenizer.load(tokenizer_path) if tokenizer_path else None),
             start=shared(lambda: Checkpoint.load(find_checkpoint(start)) if start else None),
             resume=resume,
-            device=device,
+            device=devices,
             should_stop=should_stop,
             after_save=target.send,
         )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from lm_retrieval.cli.options import LOCATION, PATH, Command, corpus_options, device_option, run_options
+from lm_retrieval.cli.launch import train_on_all
+from lm_retrieval.cli.options import LOCATION, PATH, Command, corpus_options, devices_option, run_options
 from lm_retrieval.cli.train import echo_result, open_run, stop_on_signals
 from lm_retrieval.storage import Location
 
@@ -27,7 +28,7 @@ from lm_retrieval.storage import Location
 )
 @click.option("--config", type=PATH, help="TOML file with [training] and [tuning].  [default: five minutes]")
 @run_options
-@device_option
+@devices_option
 @corpus_options
 def tune(
     corpus_path: Location,
@@ -39,16 +40,16 @@ def tune(
     overrides: tuple[str, ...],
     max_time: str | None,
     resume: bool,
-    device: str,
+    devices: str,
     encoding: str,
     text_column: str | None,
 ) -> None:
     """Teach an encoder your own text, so that it finds more in it.
 
     Needs no labels: it learns from titles, headings and spans of the documents. Labels are used where there are some:
-    a BEIR folder with a train split, or a file of query and positive (and negatives) columns. Under torchrun several
-    processes share out the pairs of a step, and each text is compared with those of all; only the first reads and
-    writes.
+    a BEIR folder with a train split, or a file of query and positive (and negatives) columns. Several devices, or the
+    processes of torchrun, share out the pairs of a step, and each text is compared with those of all; only the first
+    process reads and writes.
 
     \b
     Example:
@@ -75,8 +76,9 @@ def tune(
         limit = () if max_time is None else (f"training.max_time_seconds={parse_duration(max_time)}",)
         return load_config(config, overrides=(*overrides, *limit), defaults=None if config else tuning_config())
 
+    train_on_all(devices, settings)
     configure_torch()
-    with stop_on_signals() as should_stop, process_group(device):
+    with stop_on_signals() as should_stop, process_group(devices):
         target = shared(lambda: open_run(output, resume=resume))
         result = run_tuning(
             shared(lambda: open_corpus(corpus_path, encoding=encoding, text_column=text_column)),
@@ -86,7 +88,7 @@ def tune(
             labels=labels,
             teacher=teacher,
             resume=resume,
-            device=device,
+            device=devices,
             should_stop=should_stop,
             after_save=target.send,
         )

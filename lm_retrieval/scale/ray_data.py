@@ -10,6 +10,8 @@ import logging
 import os
 import shutil
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,7 @@ logger = logging.getLogger(__name__)
 _WORKS = "works"
 _MOST_BLOCKS = 2000
 _CONNECT_SECONDS = 5.0
+_ENDING_SECONDS = 10.0
 
 
 class RayEngine:
@@ -112,9 +115,13 @@ class RayEngine:
             num_cpus=self.threads,
             num_gpus=self.gpus or None,
         )
-        with _cluster_errors(ray):
-            for row in dataset.iter_rows():
-                yield Outcome(**json.loads(row["outcome"]))
+        with _cluster_errors(ray), _own_threads_ended():
+            rows = iter(dataset.iter_rows())
+            try:
+                for row in rows:
+                    yield Outcome(**json.loads(row["outcome"]))
+            finally:
+                rows.close()
 
 
 class _Worker:
@@ -202,6 +209,23 @@ def _cluster(address: str | None) -> Iterator[Any]:
     finally:
         if ours:
             ray.shutdown()
+
+
+@contextmanager
+def _own_threads_ended() -> Iterator[None]:
+    """An error or an interrupt comes out when the threads that Ray Data started have ended.
+
+    Ray ends this whole process when one of them asks for a block after `ray.shutdown()`.
+    """
+    before = set(threading.enumerate())
+    try:
+        yield
+    except BaseException:
+        deadline = time.monotonic() + _ENDING_SECONDS
+        for thread in set(threading.enumerate()) - before:
+            if thread.name != "Prefetcher":  # never ends, and asks for nothing once its reader is gone
+                thread.join(max(0.0, deadline - time.monotonic()))
+        raise
 
 
 def _check_reachable(address: str) -> None:

@@ -14,7 +14,7 @@ from torch import distributed
 
 from lm_retrieval.config import TrainingConfig
 from lm_retrieval.errors import ConfigError, PeerError
-from lm_retrieval.runtime import resolve_device
+from lm_retrieval.runtime import local_devices
 
 T = TypeVar("T")
 # others wait while process 0 reads and tokenizes the corpus, which may take long
@@ -37,19 +37,24 @@ def together() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def local_device(name: str) -> torch.device:
+def local_device(names: str) -> torch.device:
     """This process's device.
 
+    Args:
+        names: `auto`, `cpu`, `cuda`, or one for each process of this machine, separated by commas.
+
     Raises:
-        ConfigError: more processes on this machine than GPUs.
+        ConfigError: a device does not exist here, or there are more processes on this machine than devices.
     """
-    device = resolve_device(name)
-    if device.type != "cuda" or ":" in name:
-        return device
-    number, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if number >= found:
-        raise ConfigError(f"more processes than the {found} GPUs of this machine; use --nproc-per-node={found}")
-    return torch.device("cuda", number)
+    places = local_devices("auto" if names == "cuda" and torch.cuda.is_available() else names)
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if places == ["cpu"]:
+        return torch.device("cpu")
+    if number >= len(places):
+        raise ConfigError(
+            f"more processes than devices on this machine ({', '.join(places)}); use --nproc-per-node={len(places)}"
+        )
+    return torch.device(places[number])
 
 
 def check_rows(settings: TrainingConfig) -> None:

@@ -87,7 +87,7 @@ def train(
         tokenizer: a trained one to use.
         start: a checkpoint to go on from with new text; its model and tokenizer are used.
         resume: continue the run in `output` exactly where it was saved.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda`, or one for each process of this machine, separated by commas.
         should_stop: asked after every step; True saves and ends the run.
         after_save: called whenever `output` is a complete checkpoint, to send it somewhere.
 

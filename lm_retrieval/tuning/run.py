@@ -95,7 +95,7 @@ def tune(
             default `lsi` where there are documents.
         teacher_cache: where the vectors of a sentence-transformers teacher are kept.
         resume: continue the run in `output` exactly where it was saved.
-        device: `auto`, `cpu` or `cuda`.
+        device: `auto`, `cpu`, `cuda`, or one for each process of this machine, separated by commas.
         should_stop: asked after every step; True saves and ends the run.
         after_save: called whenever `output` is a complete checkpoint, to send it somewhere.
 
