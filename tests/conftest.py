@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from object_stores import Store, running_store, use_store
 from tuning_helpers import run
 
 from lm_retrieval.checkpoint import Checkpoint, save_checkpoint
@@ -66,6 +67,16 @@ def rows_of(count: int = 80) -> list[dict[str, object]]:
         subject, verb, thing = SUBJECTS[number % 8], VERBS[number // 8 % 8], OBJECTS[number * 3 % 8]
         sentences = [f"{subject} {verb} {other} {number}." for other in (thing, *OBJECTS[:5])]
         rows.append({"_id": f"d{number}", "title": f"{subject}, part {number}", "text": " ".join(sentences)})
+    return rows
+
+
+def uneven_rows(count: int, *, seed: int) -> list[dict[str, object]]:
+    """Short documents, but for one that is longer than any window and one that is empty."""
+    rows: list[dict[str, object]] = [
+        {"_id": f"d{number}", "text": text} for number, text in enumerate(make_texts(count, seed=seed))
+    ]
+    rows[7]["text"] = " ".join(make_texts(20, seed=seed + 1))
+    rows[9]["text"] = ""
     return rows
 
 
@@ -216,6 +227,19 @@ def one_ray() -> Iterator[None]:
     with (Path(tempfile.gettempdir()) / "lmr-tests-ray.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@pytest.fixture(scope="session")
+def store_server() -> Iterator[Store]:
+    with running_store() as store:
+        yield store
+
+
+@pytest.fixture
+def store(store_server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
+    """An object store on this machine, and an environment that leads there."""
+    use_store(monkeypatch, store_server, tmp_path / "cache")
+    return store_server
 
 
 @pytest.fixture

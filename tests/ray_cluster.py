@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Said, make_texts, write_jsonl
+from conftest import Said, make_texts, uneven_rows, write_jsonl
 
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
@@ -46,10 +46,7 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def corpus_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(make_texts(150, seed=4))]
-    rows[11]["text"] = " ".join(make_texts(20, seed=5))
-    rows[12]["text"] = ""
-    return write_jsonl(tmp_path_factory.mktemp("ray") / "corpus.jsonl", rows)
+    return write_jsonl(tmp_path_factory.mktemp("ray") / "corpus.jsonl", uneven_rows(150, seed=4))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Said, make_texts, write_jsonl
+from conftest import Said, uneven_rows, write_jsonl
 
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
@@ -26,10 +26,7 @@ from lm_retrieval.search import Searcher
 
 @pytest.fixture
 def corpus_path(tmp_path: Path) -> Path:
-    rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(make_texts(90, seed=4))]
-    rows[11]["text"] = " ".join(make_texts(20, seed=5))
-    rows[12]["text"] = ""
-    return write_jsonl(tmp_path / "corpus.jsonl", rows)
+    return write_jsonl(tmp_path / "corpus.jsonl", uneven_rows(90, seed=4))
 
 
 def vectors_of(index: Path) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import make_texts, write_jsonl
+from conftest import make_texts, uneven_rows, write_jsonl
 
 from lm_retrieval.artifacts import read_manifest
 from lm_retrieval.corpus import open_corpus
@@ -36,10 +36,7 @@ def vectors_by_id(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def rows_path(tmp_path: Path) -> Path:
-    rows = [{"_id": f"d{number}", "text": text} for number, text in enumerate(make_texts(60, seed=1))]
-    rows[7]["text"] = " ".join(make_texts(20, seed=2))
-    rows[9]["text"] = ""
-    return write_jsonl(tmp_path / "corpus.jsonl", rows)
+    return write_jsonl(tmp_path / "corpus.jsonl", uneven_rows(60, seed=1))
 
 
 def test_the_index_holds_every_chunk_with_its_vector_and_place(

@@ -5,14 +5,14 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Said, rows_of, write_jsonl
-from object_stores import Store, running_store, use_store
+from object_stores import Store
 from pyarrow import parquet
 from tuning_helpers import SETTINGS, config, parameters
 
@@ -25,18 +25,6 @@ from lm_retrieval.server.settings import parse_model
 from lm_retrieval.storage import local_folder, locate, open_output
 from lm_retrieval.storage import output as sending
 from lm_retrieval.tuning.run import tune
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Store]:
-    with running_store() as store:
-        yield store
-
-
-@pytest.fixture
-def store(server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
-    use_store(monkeypatch, server, tmp_path / "cache")
-    return server
 
 
 class Requests:

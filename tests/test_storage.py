@@ -4,14 +4,14 @@ import gzip
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from conftest import Said
-from object_stores import Store, running_store, use_store
+from object_stores import Store
 from pyarrow import fs
 
 from lm_retrieval.corpus import open_corpus
@@ -20,18 +20,6 @@ from lm_retrieval.errors import CorpusError, LmRetrievalError, StorageError
 from lm_retrieval.experiment import find_collections
 from lm_retrieval.storage import RemotePath, locate, resolved
 from lm_retrieval.storage.connection import file_system
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Store]:
-    with running_store() as store:
-        yield store
-
-
-@pytest.fixture
-def store(server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
-    use_store(monkeypatch, server, tmp_path / "cache")
-    return server
 
 
 @pytest.fixture
