@@ -31,6 +31,7 @@ from lm_retrieval.errors import ConfigError, IndexFormatError
 from lm_retrieval.index.builder import build_index, rebuild_vectors
 from lm_retrieval.index.fusion import reciprocal_rank, weighted_sum
 from lm_retrieval.models import build_model
+from lm_retrieval.records import Span
 from lm_retrieval.search import Searcher, find_index, newest_index
 from lm_retrieval.search.local import LocalBackend
 from lm_retrieval.tokenizer import Tokenizer
@@ -116,6 +117,16 @@ def test_the_passage_of_a_long_document_is_its_best_matching_chunk(index: Path) 
     assert set(last_words.rstrip(".").split()) <= set(
         document.content[hit.passage.start : hit.passage.end].replace(".", "").split()
     )
+
+
+def test_a_passage_within_a_long_title_is_shown(encoder: Encoder, tmp_path: Path) -> None:
+    title = "The lighthouse " + " ".join(make_texts(20, seed=3))
+    rows = [{"_id": "a", "title": title, "text": "Nothing but ships."}]
+    build_index(open_corpus(write_jsonl(tmp_path / "corpus.jsonl", rows)), encoder=encoder, output=tmp_path / "index")
+    hit = Searcher(tmp_path / "index").search("lighthouse", mode="bm25")[0]
+    assert hit.passage.end < len(title)
+    assert hit.snippet.startswith("The lighthouse ")
+    assert hit.highlights[0] == Span(4, 14)
 
 
 def test_words_that_occur_nowhere_give_no_bm25_hits(index: Path) -> None:

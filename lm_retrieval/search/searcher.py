@@ -251,7 +251,8 @@ class Searcher:
         hits = []
         for rank, ((document, spans), score) in enumerate(zip(found, ranking.values(), strict=True), start=1):
             passage = best_chunk(document.content, spans, terms=terms, analyzer=self._analyzer)
-            body = Span(min(max(passage.start, _title_length(document)), passage.end), passage.end)
+            text_start = max(passage.start, _title_length(document))
+            body = Span(text_start, passage.end) if text_start < passage.end else passage
             snippet, highlights = cut_snippet(document.content, body, terms=terms, analyzer=self._analyzer)
             hits.append(Hit(rank, document.doc_id, score, document.title, snippet, passage, highlights))
         return hits
