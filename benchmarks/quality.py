@@ -4,10 +4,13 @@
         --sentence-transformer MiniLM=path/to/all-MiniLM-L6-v2 --results quality corpora/cranfield corpora/python-docs
 
 A row per system, a column per collection; the same figures as `lmr evaluate COLLECTION` gives one by one. An encoder
-may carry a postprocess (`name:none`, `name:center`, `name:whiten`) to be used instead of its own. Writes
+may carry a postprocess (`name:none`, `name:center`, `name:whiten`) to be used instead of its own. Encoders named
+`name-seed-2`, `name-seed-3`, … share the row of `name`: the median, and the range. Writes
 benchmarks/results/RESULTS.json and prints the Markdown table.
 """
 
+import re
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +19,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import print_rows, quick_option, write_results
+from common import print_rows, quick_option, spread, write_results
 from numpy.typing import NDArray
 
 from lm_retrieval.checkpoint import find_checkpoint
@@ -126,18 +129,25 @@ def judged(corpus: Corpus, split: str) -> tuple[dict[str, str], Qrels]:
 
 def print_table(columns: dict[str, dict[str, float]], *, corner: str = "nDCG@10") -> None:
     """Markdown, the best of each column in bold."""
-    best = {name: max(column.values()) for name, column in columns.items()}
+    folded = {name: by_seed(column) for name, column in columns.items()}
+    best = {name: max(map(statistics.median, column.values())) for name, column in folded.items()}
+
+    def cell(values: list[float], highest: float) -> str:
+        return f"**{spread(values)}**" if statistics.median(values) == highest else spread(values)
+
     rows = [
-        [
-            row,
-            *(
-                f"**{column[row]:.3f}**" if column[row] == best[name] else f"{column[row]:.3f}"
-                for name, column in columns.items()
-            ),
-        ]
-        for row in next(iter(columns.values()))
+        [row, *(cell(column[row], best[name]) for name, column in folded.items())]
+        for row in next(iter(folded.values()))
     ]
     print_rows([corner, *columns], rows)
+
+
+def by_seed(column: dict[str, float]) -> dict[str, list[float]]:
+    """Scores of encoders that differ by their seed alone, together."""
+    found: dict[str, list[float]] = {}
+    for row, value in column.items():
+        found.setdefault(re.sub(r"-seed-\d+", "", row), []).append(value)
+    return found
 
 
 if __name__ == "__main__":
