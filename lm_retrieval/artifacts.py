@@ -5,6 +5,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -14,6 +15,8 @@ from typing import IO, Any
 
 from lm_retrieval.errors import LmRetrievalError, StorageError
 from lm_retrieval.version import __version__
+
+logger = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -91,8 +94,11 @@ def replace_folder(source: Path, target: Path) -> None:
             if old.exists():
                 old.rename(target)
             raise
-        if old.exists():
+    if old.exists():
+        try:
             shutil.rmtree(old)
+        except OSError as error:  # the new folder is in its place all the same
+            logger.warning("%s: what was there before could not be deleted (%s)", old, error.strerror or error)
 
 
 def require_folder(path: Path) -> None:
@@ -126,10 +132,14 @@ def folder_lock(path: Path) -> Iterator[None]:
     """Lets one process at a time write `path`; the kernel releases the lock even after kill -9.
 
     Raises:
-        StorageError: another process is writing the same folder.
+        StorageError: another process is writing the same folder, or it could not be written anyway.
     """
     path = path.resolve()
     with storage_errors(path):
+        if path.exists() and not path.is_dir():
+            raise FileExistsError(errno.EEXIST, "not a folder", str(path))
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, "not writable", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         lock_path = path.with_name(f".{path.name}.lock")
         handle = os.open(lock_path, os.O_RDONLY | os.O_CREAT, 0o666)

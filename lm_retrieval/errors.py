@@ -70,4 +70,7 @@ class MissingExtraError(LmRetrievalError):
     """An optional dependency is not installed."""
 
     def __init__(self, feature: str, *, extra: str) -> None:
-        super().__init__(f"{feature} needs the extra '{extra}': pip install 'lm_retrieval[{extra}]'")
+        super().__init__(
+            f"{feature} needs the extra '{extra}': pip install 'lm_retrieval[{extra}]'; "
+            f"in a clone: pip install -c constraints.txt -e '.[{extra}]'"
+        )

@@ -1,5 +1,7 @@
 """The machine underneath: cores the container really has, device, dtype and seeds."""
 
+import functools
+import logging
 import os
 import queue
 import random
@@ -16,6 +18,7 @@ from lm_retrieval.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+logger = logging.getLogger(__name__)
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 THREADS_VARIABLE = "LMR_THREADS"
 _LEAST_BUDGET = 64 << 20
@@ -147,7 +150,17 @@ def memory_budget(limit_bytes: int | None = None) -> int:
     free = min(_free_memory())
     if limit_bytes is None:
         return free // 2
-    return max(_LEAST_BUDGET, min(limit_bytes - resident_bytes(), free))
+    left = limit_bytes - resident_bytes()
+    if left < _LEAST_BUDGET:
+        _say_too_little(limit_bytes)
+    return max(_LEAST_BUDGET, min(left, free))
+
+
+@functools.cache
+def _say_too_little(limit_bytes: int) -> None:
+    """Once for each limit."""
+    needed = (resident_bytes() + _LEAST_BUDGET) / 1e6
+    logger.warning("--max-memory %.0fMB cannot be kept: at least %.0fMB are needed here", limit_bytes / 1e6, needed)
 
 
 def _free_memory() -> list[int]:

@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:ray.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
+KEPT = "Interrupted; what is finished is kept: the same command goes on there."
 QUESTIONS = ("the river carries cold water", "the baker warms glass", "new laws")
 
 
@@ -156,7 +157,7 @@ def test_ctrl_c_ends_the_command_and_the_same_command_goes_on(cluster: Any, enco
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert (process.returncode, said.splitlines()[-1]) == (130, "Interrupted."), said
+    assert (process.returncode, said.splitlines()[-1]) == (130, KEPT), said
     assert len(finished) < 9
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -342,3 +343,33 @@ def test_file_hash_is_sha256_of_all_bytes(tmp_path):
 def test_hash_of_a_missing_file_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="no such file or folder"):
         sha256_file(tmp_path / "none")
+
+
+def test_a_file_in_the_way_or_a_folder_without_permission_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(StorageError, match="mine: a file is in the way"), folder_lock(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(0o500)
+    if os.geteuid() == 0:  # who may write anywhere: the mode is asked instead
+        monkeypatch.setattr(os, "access", lambda path, mode: bool(Path(path).stat().st_mode & 0o200))
+    with pytest.raises(StorageError, match="closed: no permission"), folder_lock(tmp_path / "closed"):
+        pass
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_an_old_version_that_cannot_be_deleted_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = folder(tmp_path / "index", a="old")
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    replace_folder(folder(tmp_path / "new", a="new"), target)
+    assert (target / "a").read_text() == "new"
+    assert f"{tmp_path / '.index.old'}: what was there before could not be deleted (Permission denied)" in caplog.text

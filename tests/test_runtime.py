@@ -75,23 +75,24 @@ def test_the_package_and_its_help_load_within_a_third_of_a_second(code: str) -> 
     assert min(times) < 0.3
 
 
-def test_the_memory_budget_is_what_the_limit_leaves() -> None:
+def test_the_memory_budget_is_what_the_limit_leaves(caplog: pytest.LogCaptureFixture) -> None:
     used = resident_bytes()
     assert 10e6 < used < 20e9
     assert memory_budget(used + 500_000_000) == pytest.approx(500e6, rel=0.1)
-    assert memory_budget(1) == 64 << 20  # less is not worth a name
+    assert memory_budget(1_000_000) == 64 << 20  # less is not worth a name
+    assert "--max-memory 1MB cannot be kept: at least " in caplog.text
     assert memory_budget() > 0
     assert memory_budget(10**15) <= 2.2 * memory_budget()  # a limit above what is free does not make more
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("500MB", 500e6), ("2GB", 2e9), ("1.5g", 1.5e9), ("64 kb", 64e3), ("77", 77)]
+    ("text", "expected"), [("500MB", 500e6), ("2GB", 2e9), ("1.5g", 1.5e9), ("64 kb", 64e3), ("77B", 77)]
 )
 def test_sizes_are_read_as_people_write_them(text: str, expected: float) -> None:
     assert Bytes().convert(text, None, None) == expected
 
 
-@pytest.mark.parametrize("text", ["", "two", "-1GB", "1GiB", "GB"])
+@pytest.mark.parametrize("text", ["", "two", "-1GB", "1GiB", "GB", "1.5"])
 def test_what_is_no_size_is_a_usage_error(text: str) -> None:
     with pytest.raises(click.BadParameter, match="500MB or 2GB"):
         Bytes().convert(text, None, None)

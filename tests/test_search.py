@@ -174,6 +174,9 @@ def test_names_find_indexes_and_the_newest_is_the_default(
     assert find_index(str(index)) == index
     with pytest.raises(IndexFormatError, match="found in indexes: middle, new, old"):
         find_index("none-such")
+    Path("demo.db").mkdir()
+    with pytest.raises(IndexFormatError, match=r"name a collection of it: milvus\+demo.db#COLLECTION"):
+        find_index("demo.db")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from conftest import ROOT, make_texts, write_jsonl
 
 from lm_retrieval.checkpoint import Checkpoint, is_checkpoint
+from lm_retrieval.cli.train import stop_on_signals
 from lm_retrieval.config import RunConfig, TrainingConfig, load_config
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.errors import CheckpointError, ConfigError, MismatchError, TrainingError
@@ -268,9 +271,6 @@ def test_the_learning_rate_warms_up_and_decays_to_its_floor() -> None:
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(corpus_path: Path, tmp_path: Path) -> None:
-    import signal
-    import time
-
     command = [sys.executable, "-m", "lm_retrieval", "train", str(ROOT / "configs" / "smoke.toml")]
     command += ["--corpus", str(corpus_path), "--output", str(tmp_path / "run"), "--set", "training.max_steps=100000"]
     command += ["--set", "training.max_epochs=100000"]
@@ -283,6 +283,17 @@ def test_ctrl_c_saves_and_says_how_to_go_on(corpus_path: Path, tmp_path: Path) -
     assert process.returncode == 130
     assert "saved; go on with the same command and --resume" in said
     assert is_checkpoint(tmp_path / "run")
+
+
+def test_before_the_first_step_the_first_ctrl_c_ends_the_run() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_on_signals():
+        signal.raise_signal(signal.SIGINT)
+    with stop_on_signals() as should_stop:
+        assert not should_stop()
+        signal.raise_signal(signal.SIGTERM)
+        assert should_stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_run_that_began_from_a_checkpoint_resumes(corpus_path: Path, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.
         """Parses the text."""
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", value.strip().upper())
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])B?|B)", value.strip().upper())
         if found is None:
             self.fail(f"{value!r} is no size; write for example 500MB or 2GB", param, ctx)
         return int(float(found[1]) * 1000 ** " KMGT".index(found[2] or " "))

@@ -98,16 +98,19 @@ def embed(
         # an index that is brought up to date keeps its encoder
         folder = own if own.is_dir() and not rebuild else find_checkpoint(BASE_ENCODER)
     config = read_config(folder).encoder.model_copy(update={"postprocess": postprocess}) if postprocess else None
-    report = build_index(
-        opened,
-        encoder=Encoder.load(folder, device=places[0], dtype=dtype, config=config),
-        output=target.folder,
-        factory=factory,
-        dense_weight=dense_weight,
-        rebuild=rebuild,
-        engine=chosen,
-        max_memory_bytes=max_memory,
-    )
+    try:
+        report = build_index(
+            opened,
+            encoder=Encoder.load(folder, device=places[0], dtype=dtype, config=config),
+            output=target.folder,
+            factory=factory,
+            dense_weight=dense_weight,
+            rebuild=rebuild,
+            engine=chosen,
+            max_memory_bytes=max_memory,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("Interrupted; what is finished is kept: the same command goes on there.") from None
     target.send()
     for note in opened.counts.warnings():
         click.echo(f"warning: {note}", err=True)

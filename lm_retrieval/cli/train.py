@@ -118,11 +118,18 @@ def echo_result(output: Location, result: "TrainingResult") -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or SIGTERM) asks the run to save and stop; the second ends it at once."""
-    asked = threading.Event()
+    """The first Ctrl-C (or SIGTERM) asks the run to save and stop; the second ends it at once.
+
+    Before the run has asked for the first time there is nothing to save, and the first ends it.
+    """
+    asked, begun = threading.Event(), threading.Event()
+
+    def should_stop() -> bool:
+        begun.set()
+        return asked.is_set()
 
     def ask(number: int, _frame: object) -> None:
-        if asked.is_set():
+        if asked.is_set() or not begun.is_set():
             raise KeyboardInterrupt
         asked.set()
         if first_process():
@@ -130,7 +137,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked.is_set
+        yield should_stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

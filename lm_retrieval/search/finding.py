@@ -70,6 +70,8 @@ def find_index(name: str | None, *, folder: Path = Path("indexes")) -> Path:
         return newest_index(folder)
     if is_uri(name):
         return local_folder(name)
+    if name.endswith(".db") and Path(name).exists():
+        raise IndexFormatError(f"{name}: a Milvus database; name a collection of it: milvus+{name}#COLLECTION")
     found = find_folder(name, folder)
     if found is not None:
         return found
