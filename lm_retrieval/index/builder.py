@@ -7,7 +7,7 @@ the new one is whole, and a killed run finds its finished shards again.
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -172,14 +172,14 @@ class _Build:
         if not report.chunks:
             raise CorpusError(f"{self.corpus.path}: every document is empty; there is nothing to index")
         report.factory = self.factory or vectors.choose_factory(report.chunks)
-        with self._clock("index"), storage_errors(self.staging / CHUNKS_NAME):
+        with self._clock("index"), progress("vector index"), storage_errors(self.staging / CHUNKS_NAME):
             _write_chunk_table(self.staging / CHUNKS_NAME, store, count=report.chunks)
             _build_vectors(self.staging, store, self.encoder.dim, report, self.max_memory_bytes)
-        with self._clock("bm25"):
+        with self._clock("bm25"), progress("BM25"):
             texts = (document.content for document in store.documents())
             budget = memory_budget(self.max_memory_bytes)
             LexicalIndex.write(texts, self.staging / LEXICAL_NAME, memory_bytes=budget)
-        with self._clock("calibrate"):
+        with self._clock("calibrate"), progress("calibrating"):
             weight = self._weight(store)
         light = {"queries_without_torch": _same_without_torch(self.staging / ENCODER_NAME, store)}
         write_manifest(self.staging, kind=KIND, content=self._facts() | weight | light)
@@ -292,14 +292,18 @@ class _Build:
                 self.encoder.dtype,
                 self.output if self.earlier else None,
             )
-            for outcome in self.engine.run(self._unfinished(), site=site, encoder=self.encoder):
+
+            def show(steps: int = 0) -> None:
+                advance(steps, note=f"{report.documents:,} documents read, {report.chunks:,} chunks done")
+
+            for outcome in self.engine.run(self._unfinished(show), site=site, encoder=self.encoder):
                 self._add(outcome)
-                advance(outcome.chunks, note=f"{report.documents:,} documents, {report.chunks:,} chunks")
+                show(outcome.chunks)
         drop_shards_from(self.staging, self.num_shards)
         return Store(self.staging)
 
-    def _unfinished(self) -> Iterator[Work]:
-        """The shards of the corpus that an interrupted run did not finish."""
+    def _unfinished(self, show: Callable[[], None]) -> Iterator[Work]:
+        """The shards of the corpus that an interrupted run did not finish; `show` is called for each."""
         earlier = EarlierPlaces(self.earlier)
         documents = self.corpus.documents()
         seen = 0
@@ -311,6 +315,7 @@ class _Build:
             seen += sum(document.doc_id in earlier for document in work.documents)
             for document, digest in zip(work.documents, work.hashes, strict=True):
                 self.corpus_digest.add(document.doc_id, digest)
+            show()
             outcome = finished(self.staging, work)
             if outcome is None:
                 yield work
