@@ -139,7 +139,8 @@ def folder_lock(path: Path) -> Iterator[None]:
         if path.exists() and not path.is_dir():
             raise FileExistsError(errno.EEXIST, "not a folder", str(path))
         if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError(errno.EACCES, "not writable", str(path))
+            read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+            raise OSError(errno.EROFS if read_only else errno.EACCES, "not writable", str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         lock_path = path.with_name(f".{path.name}.lock")
         handle = os.open(lock_path, os.O_RDONLY | os.O_CREAT, 0o666)

@@ -172,7 +172,7 @@ def test_what_is_wrong_is_said(
     embed = ("embed", corpus_path, "--encoder", encoder_path, "--output", "ix")
     said = lmr(*embed, "--engine", "ray", "--address", "127.0.0.1:1")
     assert said.code == 1
-    assert "127.0.0.1:1: no Ray cluster answers there" in said.stderr
+    assert "127.0.0.1:1: cannot join a Ray cluster there" in said.stderr
     said = lmr(*embed, "--workers", "2")
     assert said.code == 2
     assert "--workers: only with --engine ray" in said.stderr

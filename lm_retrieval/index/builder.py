@@ -153,9 +153,8 @@ class _Build:
         self._clock = Clock(self.report)
         self.earlier: Store | None = None
         self.encoder_name = encoder.name
-        if rebuild:
-            _refuse_foreign(output)
-        elif output.is_dir() and any(output.iterdir()):
+        _refuse_foreign(output)
+        if not rebuild and output.is_dir() and any(output.iterdir()):
             manifest = self._check_earlier(encoder)
             self.earlier, self.encoder_name = Store(output), manifest["encoder"]
             self.earlier_weight = {key: manifest[key] for key in _WEIGHT_KEYS if key in manifest}
@@ -381,7 +380,7 @@ def _same_encoder(manifest: dict[str, Any], encoder: Encoder) -> bool:
 
 
 def _refuse_foreign(output: Path) -> None:
-    """A rebuild replaces the folder: it must be an index (a damaged one will do), or empty."""
+    """The folder will be replaced: it must be an index (a damaged one will do), or empty."""
     ours = any((output / name).exists() for name in (VECTORS_NAME, ENCODER_NAME, CHUNKS_NAME))
     if output.is_dir() and any(output.iterdir()) and not ours:
         raise IndexFormatError(f"{output}: not an index, and not empty; choose another --output")

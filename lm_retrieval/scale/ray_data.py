@@ -240,8 +240,8 @@ def _check_reachable(address: str) -> None:
 
 def _unreachable(address: str, error: Exception) -> EngineError:
     return EngineError(
-        f"{address}: no Ray cluster answers there ({_first_line(error)}); check --address and `ray status`, and set "
-        "RAY_AUTH_MODE=token where the cluster asks for a token"
+        f"{address}: cannot join a Ray cluster there ({_first_line(error)}); check --address and `ray status`, and set "
+        "RAY_AUTH_MODE=token where the cluster asks for one"
     )
 
 
