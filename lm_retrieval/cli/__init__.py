@@ -84,7 +84,8 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort) as stop:
-        _fail(str(stop) or "Interrupted.", 130)
+        # click makes an Abort of the KeyboardInterrupt
+        _fail(str(stop.__cause__ or stop) or "Interrupted.", 130)
     except BrokenPipeError:
         # the reader of our output (head, less) is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
