@@ -143,13 +143,20 @@ def test_an_interrupted_run_goes_on_and_encodes_no_shard_again(
     assert_same(tmp_path / "ix", local)
 
 
+def _hear_ctrl_c() -> None:
+    """A background job ignores the signal, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_the_command_and_the_same_command_goes_on(cluster: Any, encoder_path: Path, tmp_path: Path) -> None:
     words = make_texts(100, seed=6)
     rows = [{"_id": f"d{number}", "text": f"{words[number % 100][:40]} {number}"} for number in range(40_000)]
     corpus = write_jsonl(tmp_path / "corpus.jsonl", rows)
     command = [sys.executable, "-m", "lm_retrieval", "embed", corpus, "--encoder", encoder_path, "--output", "ix"]
     command += ["--engine", "ray", "--address", cluster.address, "--workers", "1"]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=_hear_ctrl_c
+    )
     deadline = time.monotonic() + 120
     while not (finished := [*(tmp_path / ".ix.partial" / "embeddings").glob("*.parquet")]):
         assert process.poll() is None, process.communicate()

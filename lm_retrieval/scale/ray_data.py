@@ -9,14 +9,12 @@ import json
 import logging
 import os
 import shutil
-import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pyarrow
@@ -117,13 +115,11 @@ class RayEngine:
             num_cpus=self.threads,
             num_gpus=self.gpus or None,
         )
-        with _cluster_errors(ray), _own_threads_ended(), _interrupts_kept() as interrupted:
+        with _cluster_errors(ray), _own_threads_ended():
             rows = iter(dataset.iter_rows())
             try:
                 for row in rows:
                     yield Outcome(**json.loads(row["outcome"]))
-                    if interrupted.is_set():
-                        raise KeyboardInterrupt
             finally:
                 rows.close()
 
@@ -213,26 +209,6 @@ def _cluster(address: str | None) -> Iterator[Any]:
     finally:
         if ours:
             ray.shutdown()
-
-
-@contextmanager
-def _interrupts_kept() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets: Ray's own code sometimes drops the exception that it raises there."""
-    asked = threading.Event()
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(previous):
-        yield asked
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        asked.set()
-        previous(number, frame)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
