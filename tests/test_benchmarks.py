@@ -56,6 +56,13 @@ def test_encode(collection: Path) -> None:
     assert [row[1] for row in rows[:4]] == ["lstm-base float32", "lstm-base bfloat16"] * 2
 
 
+def test_contention(collection: Path) -> None:
+    rows = table(run("contention", collection))
+    assert len(rows) == 4
+    assert {row[1] for row in rows} == {"1"}
+    assert all(float(row[2]) > 0 for row in rows)
+
+
 def test_dynamic_padding_gives_the_vectors_of_full_padding(collection: Path) -> None:
     rows = table(run("padding", collection, "--encoder", "lstm-base", "--dtype", "float32"))
     assert len(rows) == 2

@@ -13,7 +13,7 @@ import click
 import pytest
 from conftest import ROOT, make_texts
 
-from lm_retrieval.cli import lmr
+from lm_retrieval.cli import lmr, main
 
 
 def run(*arguments: str | Path, cwd: Path, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -325,3 +325,19 @@ def test_import_and_help_are_fast(make_checkpoint: Callable[..., Path]) -> None:
     code = "import lm_retrieval, sys; print('torch' in sys.modules, 'faiss' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, None)],
+)
+def test_threads_of_the_command_spin_shortly_unless_told_otherwise(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # put back at the end, whatever the command does
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    main(["--version"])
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

@@ -319,6 +319,25 @@ def test_ctrl_c_stops_and_saves_on_all_devices(world: World) -> None:
     assert is_checkpoint(world.folder / "all-stopped")
 
 
+def test_a_process_that_is_killed_is_said(world: World) -> None:
+    endless = (*STEADY, "training.max_steps=100000", "training.save_interval_seconds=0.1")
+    command = [sys.executable, "-m", "lm_retrieval", *train("killed", endless, "--devices", "cpu,cpu")]
+    process = subprocess.Popen(command, cwd=world.folder, env=environment(), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: is_checkpoint(world.folder / "killed"), seconds=180)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    numbers = [dict(line.split("=", 1) for line in environment_of(child) if "=" in line)["RANK"] for child in children]
+    os.kill(int(children[numbers.index("0")]), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert said.splitlines() == [
+        "Error: process 0 was ended by signal 9 (out of memory?); what was saved is kept: add --resume to go on"
+    ]
+
+
+def environment_of(process: str) -> list[str]:
+    return Path(f"/proc/{process}/environ").read_text().split("\0")
+
+
 def test_rows_are_shared_out_among_as_many_gpus_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     started: list[list[str]] = []

@@ -30,8 +30,8 @@ _COMMANDS = {
     "info": "info:info",
 }
 # Threads of torch and FAISS wait for one another by spinning. Where other work shares the cores that costs whole time
-# slices: `lmr embed` of 300 notes took 134 s, and 7 s when a thread that has spun this often sleeps instead. On idle
-# cores it makes no difference; without any spinning long texts were encoded at half the speed.
+# slices: benchmarks/contention.py has 9.8 s against 4.2 s for an index of 300 documents when a thread that has spun
+# this often sleeps instead, and no difference on idle cores.
 _SPINS = "2000"
 
 

@@ -68,7 +68,12 @@ def _launch(arguments: list[str], *, processes: int) -> int:
         try:
             elastic_launch(config, sys.executable)("-m", "lm_retrieval", *arguments)
         except ChildFailedError as error:
-            return error.get_first_failure()[1].exitcode
+            number, failure = error.get_first_failure()
+            if failure.exitcode >= 0:
+                return failure.exitcode
+            ended = f"process {number} was ended by signal {-failure.exitcode} (out of memory?)"
+            click.echo(f"Error: {ended}; what was saved is kept: add --resume to go on", err=True)
+            return 1
         except SignalException:
             return 130
     return 0
