@@ -57,33 +57,48 @@ def named(count: int) -> list[Document]:
     ]
 
 
+def in_place(row: int, text: str, texts: list[str]) -> list[str]:
+    return [*texts[:row], text, *texts[row + 1 :]]
+
+
 def scores_by_hand(documents: list[Document], encode: Encode, weight: float) -> float:
-    """Mean nDCG@10 over titles and over spans, by full sorting of every fused list."""
+    """Mean nDCG@10 over titles and over spans: each asked of an index in which its document lacks it."""
+    texts = [document.content for document in documents]
     kinds = []
     for kind in ("titles", "spans"):
-        pairs = [pair for pair in corpus_pairs(documents, spans_per_document=1) if pair.source == kind]
-        texts = [pair.positive for pair in pairs]
-        lexical, vectors = LexicalIndex.build(texts), encode(texts)
         gains = []
-        for row, pair in enumerate(pairs):
-            fused = np.zeros(len(texts))
-            for share, scores in (
-                (1 - weight, lexical.scores(pair.query)),
-                (weight, vectors @ encode([pair.query])[0]),
-            ):
-                found = np.flatnonzero(scores > 0)
-                if len(found):
-                    low, width = scores[found].min(), np.ptp(scores[found])
-                    fused[found] += share * ((scores[found] - low) / width if width > 0 else 1.0)
+        for pair in (pair for pair in corpus_pairs(documents, spans_per_document=1) if pair.source == kind):
+            row = next(row for row, document in enumerate(documents) if document.doc_id == pair.document)
+            changed = in_place(row, pair.positive, texts)
+            words = LexicalIndex.build(texts).scores(pair.query)
+            words[row] = LexicalIndex.build(texts).score_of(pair.query, pair.positive)
+            cosines = encode(changed) @ encode([pair.query])[0]
+            fused = (1 - weight) * words / (words.max() or 1)
+            fused += weight * (cosines - cosines.min()) / np.ptp(cosines)
             rank = 1 + (fused > fused[row]).sum() + ((fused == fused[row]).sum() - 1) / 2
             gains.append(1 / math.log2(rank + 1) if rank <= 10 and fused[row] > 0 else 0.0)
         kinds.append(np.mean(gains))
     return float(np.mean(kinds))
 
 
-def test_an_encoder_that_knows_everything_counts_most() -> None:
-    found = calibrate(dotted(80), encode=dot_encoder)
-    assert found.dense_weight > 0.6
+def calibrated(documents: list[Document], encode: Encode, *, tuned: bool = False) -> Calibration:
+    """Calibrates an index of these documents that is searched exactly, one window each."""
+    texts = [document.content for document in documents]
+    vectors = encode(texts) if texts else np.zeros((0, 1), np.float32)
+
+    def dense(queries: np.ndarray, k: int) -> list[dict[int, float]]:
+        best = [np.argsort(-cosines, kind="stable")[:k] for cosines in queries @ vectors.T]
+        return [
+            {int(row): float(query @ vectors[row]) for row in rows} for query, rows in zip(queries, best, strict=True)
+        ]
+
+    lexical = LexicalIndex.build(texts)
+    return calibrate(documents, encode=encode, windows=lambda text: [text], dense=dense, lexical=lexical, tuned=tuned)
+
+
+def test_an_encoder_that_knows_everything_counts_much() -> None:
+    found = calibrated(dotted(80), dot_encoder)
+    assert found.dense_weight > DENSE_WEIGHT
     assert found.scores is not None
     assert found.scores[1.0] == pytest.approx(1.0)
     assert found.scores[0.0] < 0.5
@@ -91,8 +106,8 @@ def test_an_encoder_that_knows_everything_counts_most() -> None:
 
 
 def test_an_encoder_that_knows_nothing_counts_little() -> None:
-    found = calibrate(named(80), encode=random_encoder)
-    assert found.dense_weight < 0.4
+    found = calibrated(named(80), random_encoder)
+    assert found.dense_weight < DENSE_WEIGHT
     assert found.scores is not None
     assert found.scores[0.0] == pytest.approx(1.0)
     assert found.scores[1.0] < 0.2
@@ -101,76 +116,95 @@ def test_an_encoder_that_knows_nothing_counts_little() -> None:
 def test_scores_are_the_ndcg_of_every_weight() -> None:
     texts = make_texts(70, seed=4, sentences=8)
     documents = [Document(str(n), " ".join(text.split()[:4]), text) for n, text in enumerate(texts)]
-    # the same sample, in the order that is used
-    ordered = calibration._sample(documents)
-    assert sorted(ordered) == sorted(documents)
-    found = calibrate(documents, encode=random_encoder)
+    found = calibrated(documents, random_encoder)
     assert found.scores is not None
     assert list(found.scores) == list(WEIGHTS)
     assert tuple(number / 20 for number in range(21)) == WEIGHTS
     for weight in (0.0, 0.25, 0.6, 1.0):
-        expected = scores_by_hand(ordered, random_encoder, weight)
-        assert found.scores[weight] == pytest.approx(expected, abs=1e-6), weight
+        assert found.scores[weight] == pytest.approx(scores_by_hand(documents, random_encoder, weight), abs=1e-6), (
+            weight
+        )
 
 
-def test_the_middle_of_a_flat_top_is_taken() -> None:
+def test_every_document_of_the_index_stands_against_the_right_one() -> None:
+    """Among few texts the encoder finds as much as BM25; among many alike for it, it finds less."""
+    few = named(60)
+    crowd = [Document(f"c{n}", "", f"own{n % 60} {'other ' * 12}") for n in range(2000)]
+
+    def own_word(texts: list[str]) -> np.ndarray:
+        return random_encoder([next(word for word in text.split() if word.startswith("own")) for text in texts])
+
+    alone, crowded = calibrated(few, own_word), calibrated([*few, *crowd], own_word)
+    assert alone.scores is not None
+    assert crowded.scores is not None
+    assert alone.scores[1.0] > 0.9
+    assert crowded.scores[1.0] < 0.5
+    assert crowded.scores[0.0] > 0.9
+
+
+def test_a_long_document_is_as_near_as_its_best_window() -> None:
+    queries = np.eye(4, dtype=np.float32)[:3]
+    vectors = {"a": [1.0, 0, 0, 0], "b": [0, 0.5, 0, 0], "c": [0, 1.0, 0, 0]}
+
+    def encode(texts: list[str]) -> np.ndarray:
+        return np.array([vectors[text] for text in texts], np.float32).reshape(-1, 4)
+
+    assert calibration._best_windows(queries, [["b", "a"], ["a", "b", "c"], []], encode) == [1.0, 1.0, -1.0]
+
+
+def test_a_document_keeps_only_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "FUSION_DEPTH", 3)
+    ranking = {7: 0.9, 1: 0.8, 2: 0.7, 3: 0.6}
+    assert calibration._with_own(ranking, 7, 0.75) == {1: 0.8, 2: 0.7, 7: 0.75}
+    assert calibration._with_own(ranking, 7, 0.5) == {1: 0.8, 2: 0.7, 3: 0.6}
+    assert calibration._with_own({7: 0.9, 1: 0.8}, 7, 0.1) == {1: 0.8, 7: 0.1}
+    assert calibration._with_own({7: 0.9, 1: 0.8}, 7, None) == {1: 0.8}
+    assert calibration._with_own({}, 7, 0.4) == {7: 0.4}
+
+
+def test_the_middle_of_a_flat_top_is_taken_and_trusted_half() -> None:
     scores = dict.fromkeys(WEIGHTS, 0.5) | {0.2: 0.699, 0.25: 0.7, 0.3: 0.6985, 0.35: 0.69}
     assert calibration._middle_of_best(scores) == 0.25
     assert calibration._middle_of_best({0.0: 0.1, 0.5: 0.2, 1.0: 0.9}) == 1.0
+    assert [calibration._trusted(weight) for weight in (0.0, DENSE_WEIGHT, 0.35, 1.0)] == [0.15, 0.3, 0.325, 0.65]
 
 
 @pytest.mark.parametrize(("documents", "queries"), [(named(49), 0), (named(50), 100), ([], 0)])
 def test_a_corpus_too_small_to_measure_on_gets_the_default(documents: list[Document], queries: int) -> None:
-    found = calibrate(documents, encode=random_encoder)
+    found = calibrated(documents, random_encoder)
     assert found.queries == queries
     assert (found == Calibration(DENSE_WEIGHT)) == (queries == 0)
 
 
 def test_documents_without_titles_or_without_length_are_measured_on_what_they_have() -> None:
     untitled = [document._replace(title="") for document in named(60)]
-    assert calibrate(untitled, encode=random_encoder).queries == 60
+    assert calibrated(untitled, random_encoder).queries == 60
     short = [document._replace(text=f"own{document.doc_id} tail") for document in named(60)]
-    assert calibrate(short, encode=random_encoder).queries == 60
+    assert calibrated(short, random_encoder).queries == 60
 
 
 def test_a_large_corpus_is_sampled_and_the_sample_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_TEXTS", 100)
+    monkeypatch.setattr(calibration, "_DOCUMENTS", 100)
     monkeypatch.setattr(calibration, "_QUERIES", 70)
-    asked: list[int] = []
-
-    def encode(texts: list[str]) -> np.ndarray:
-        asked.append(len(texts))
-        return random_encoder(texts)
-
     documents = named(400)
-    assert calibrate(documents, encode=encode) == calibrate(documents, encode=random_encoder)
-    assert asked == [70, 100, 70, 100]
-    sample = [int(document.doc_id) for document in calibration._sample(documents)]
-    assert len(set(sample)) == 100
-    assert 150 < np.mean(sample) < 250
+    found = calibrated(documents, random_encoder)
+    assert found == calibrated(documents, random_encoder)
+    assert found.queries == 140
+    sample, count = calibration._sample(documents, tuned=False)
+    assert count == 400
+    assert len({row for row, _ in sample}) == 100
+    assert all(documents[row] is document for row, document in sample)
+    assert 150 < np.mean([row for row, _ in sample]) < 250
 
 
 def test_of_a_tuned_encoder_only_documents_it_never_learns_from_are_asked() -> None:
     documents = named(800)
     reserved = {document.doc_id for document in documents if held_out(document.doc_id)}
     assert 50 < len(reserved) < 110
-    asked: list[list[str]] = []
-
-    def encode(texts: list[str]) -> np.ndarray:
-        asked.append(texts)
-        return random_encoder(texts)
-
-    assert calibrate(documents, encode=encode, tuned=True).queries == 2 * len(reserved)
-    for queries in asked[::2]:
-        assert {text.split()[0].removeprefix("own") for text in queries if text.startswith("own")} <= reserved
-
-
-def test_a_tuned_encoder_gets_no_more_than_what_helped_on_judged_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_MIN_QUERIES", 5)
-    documents = dotted(120)
-    assert calibrate(documents, encode=dot_encoder).dense_weight > 0.4
-    found = calibrate(documents, encode=dot_encoder, tuned=True)
-    assert (found.dense_weight, found.queries > 0) == (0.4, True)
+    sample, count = calibration._sample(documents, tuned=True)
+    assert {document.doc_id for _, document in sample} == reserved
+    assert count == 800
+    assert calibrated(documents, random_encoder, tuned=True).queries == 2 * len(reserved)
 
 
 # ---------------------------------------------------------------- with an index
@@ -189,11 +223,15 @@ def weight_of(index: Path) -> tuple[float, str]:
 
 
 def test_the_calibrated_weight_is_stored_and_reported(corpus_path: Path, encoder: Encoder, tmp_path: Path) -> None:
+    rows = [{"_id": f"d{n}", "title": f"note {n}", "text": text} for n, text in enumerate(make_texts(60, sentences=1))]
+    write_jsonl(corpus_path, rows)
     report = build_index(open_corpus(corpus_path), encoder=encoder, output=tmp_path / "index")
-    expected = calibrate(open_corpus(corpus_path).documents(), encode=encoder.encode)
-    assert report.calibration == expected
-    assert weight_of(tmp_path / "index") == (expected.dense_weight, f"{expected.queries} pseudo-queries")
-    assert expected.queries == 60  # titles; the texts are too short for spans
+    assert report.chunks == 60
+    expected = calibrated(list(open_corpus(corpus_path).documents()), encoder.encode)
+    assert report.calibration is not None
+    assert report.calibration.scores == pytest.approx(expected.scores)
+    assert report.calibration.queries == 60  # titles; the texts are too short for spans
+    assert weight_of(tmp_path / "index") == (expected.dense_weight, "60 pseudo-queries")
     assert "calibrate" in report.seconds
 
 
@@ -224,7 +262,7 @@ def test_a_measured_weight_is_kept_until_a_tenth_of_the_corpus_is_new(
     corpus_path: Path, encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = iter([Calibration(0.4, 99), Calibration(0.6, 99), Calibration(0.7, 99)])
-    monkeypatch.setattr(builder, "calibrate", lambda documents, *, encode, tuned: next(measured))
+    monkeypatch.setattr(builder, "calibrate", lambda documents, **parts: next(measured))
     rows = [{"_id": f"d{n}", "title": f"note {n}", "text": text} for n, text in enumerate(make_texts(60, sentences=1))]
 
     def build(changed: int) -> float:

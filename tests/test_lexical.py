@@ -1,5 +1,6 @@
 """Words, BM25, LSI, fusion and snippets: against formulas written out here and against scikit-learn."""
 
+import json
 import math
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lm_retrieval.corpus.words import STOP_WORDS, Analyzer
 from lm_retrieval.errors import IndexFormatError
-from lm_retrieval.index.fusion import min_max, reciprocal_rank, weighted_sum
+from lm_retrieval.index.fusion import interpolated, min_max, reciprocal_rank, scaled, weighted_sum
 from lm_retrieval.index.lexical import LexicalIndex, top_rows
 from lm_retrieval.index.lsi import LsiIndex
 from lm_retrieval.index.snippets import best_chunk, cut_snippet
@@ -104,6 +105,27 @@ def bm25(texts: list[str], query: str) -> list[float]:
             score += idf * document[term] / (document[term] + norm)
         scores.append(score)
     return scores
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_text_scores_as_if_it_were_one_of_the_documents(query, tmp_path):
+    built = LexicalIndex.build(CORPUS)
+    built.save(tmp_path)
+    for index in (built, LexicalIndex.open(tmp_path)):
+        # exactly: equal texts must stay equal
+        assert [index.score_of(query, text) for text in CORPUS] == index.scores(query).tolist()
+    assert built.score_of(query, "words of no document") == 0
+    assert math.isfinite(LexicalIndex.build([]).score_of(query, "file"))
+
+
+def test_an_index_of_before_has_no_mean_length_and_is_searched_all_the_same(tmp_path):
+    LexicalIndex.build(CORPUS).save(tmp_path)
+    facts = json.loads((tmp_path / "size.json").read_text())
+    del facts["mean_length"]
+    (tmp_path / "size.json").write_text(json.dumps(facts))
+    index = LexicalIndex.open(tmp_path)
+    assert index.search("file", 3)[0].tolist() == LexicalIndex.build(CORPUS).search("file", 3)[0].tolist()
+    assert math.isnan(index.score_of("file", "file"))
 
 
 @pytest.mark.parametrize("query", QUERIES)
@@ -419,18 +441,27 @@ def test_min_max_moves_scores_to_zero_to_one():
     assert min_max({"a": 3.0, "b": -1.0, "c": 1.0}) == {"a": 1.0, "b": 0.0, "c": 0.5}
     assert min_max({"a": 7.0, "b": 7.0}) == {"a": 1.0, "b": 1.0}
     assert min_max({}) == {}
+    assert min_max({"a": 4.0, "b": 1.0}, low=0.0) == {"a": 1.0, "b": 0.25}
+    assert min_max({"a": 7.0, "b": 7.0}, low=0.0) == {"a": 1.0, "b": 1.0}
+
+
+def test_a_document_that_bm25_finds_never_counts_as_if_it_had_not_been_found():
+    words, meaning = scaled({"a": 4.0, "b": 3.0}, {"a": 0.9, "c": 0.1})
+    assert words == {"a": 1.0, "b": 0.75}
+    assert meaning == {"a": 1.0, "c": 0.0}
+    assert interpolated({"a": 4.0, "b": 3.0}, {"a": -9.0, "b": -5.0}, weight=0.25) == {"a": 0.75, "b": 0.25}
 
 
 def test_the_weighted_sum_scales_both_sides_and_counts_zero_for_a_missing_document():
-    lexical = {"a": 10.0, "b": 5.0, "c": 0.0}
+    lexical = {"a": 10.0, "b": 5.0, "c": 1.0}
     dense = {"b": 0.9, "d": 0.5, "a": 0.7}
     found = weighted_sum(lexical, dense, dense_weight=0.3)
-    assert found == pytest.approx({"a": 0.7 * 1 + 0.3 * 0.5, "b": 0.7 * 0.5 + 0.3 * 1, "c": 0.0, "d": 0.0})
+    assert found == pytest.approx({"a": 0.7 * 1 + 0.3 * 0.5, "b": 0.7 * 0.5 + 0.3 * 1, "c": 0.7 * 0.1, "d": 0.0})
 
 
 def test_the_weight_goes_from_one_ranking_to_the_other():
     lexical, dense = {"a": 2.0, "b": 1.0}, {"b": 2.0, "a": 1.0}
-    assert weighted_sum(lexical, dense, dense_weight=0.0) == min_max(lexical)
+    assert weighted_sum(lexical, dense, dense_weight=0.0) == min_max(lexical, low=0.0)
     assert weighted_sum(lexical, dense, dense_weight=1.0) == min_max(dense)
     assert weighted_sum({}, dense, dense_weight=0.25) == {"b": 0.25, "a": 0.0}
     assert weighted_sum({}, {}, dense_weight=0.5) == {}

@@ -11,7 +11,7 @@ from lm_retrieval.checkpoint import Checkpoint
 from lm_retrieval.corpus import open_corpus
 from lm_retrieval.encoding.encoder import Encoder
 from lm_retrieval.index.builder import build_index
-from lm_retrieval.index.fusion import weighted_sum
+from lm_retrieval.index.fusion import interpolated
 from lm_retrieval.index.likelihood import query_likelihood
 from lm_retrieval.search import LIKELIHOOD_WEIGHT, Searcher
 
@@ -57,7 +57,7 @@ def test_reranking_interpolates_the_scores_of_the_first_hundred(index_path: Path
     texts = [searcher.document(doc_id).content for doc_id in plain]
     checkpoint = searcher.encoder.checkpoint
     likely = query_likelihood(checkpoint.model, tokenizer=checkpoint.tokenizer, query=query, documents=texts)
-    expected = weighted_sum(plain, dict(zip(plain, likely.tolist(), strict=True)), dense_weight=LIKELIHOOD_WEIGHT)
+    expected = interpolated(plain, dict(zip(plain, likely.tolist(), strict=True)), weight=LIKELIHOOD_WEIGHT)
     found = searcher.rank([query], k=100, mode="bm25", rerank="lm")[0]
     assert found == pytest.approx(expected)
     assert list(found.values()) == sorted(found.values(), reverse=True)

@@ -99,6 +99,22 @@ def test_hybrid_is_the_fusion_of_both(index: Path) -> None:
     assert next(iter(ends)) == next(iter(lexical))
 
 
+@pytest.mark.parametrize("fusion", ["weighted", "rrf"])
+def test_the_first_hybrid_hits_are_the_same_however_many_are_asked_for(
+    index: Path, monkeypatch: pytest.MonkeyPatch, fusion: str
+) -> None:
+    monkeypatch.setattr("lm_retrieval.search.searcher.FUSION_DEPTH", 6)
+    searcher = Searcher(index)
+    options = {"mode": "hybrid", "fusion": fusion}
+    query = "the zebra follows new laws"
+    few, many = (searcher.rank([query], k=k, **options)[0] for k in (4, 43))
+    assert list(many)[:4] == list(few)
+    assert len(many) == 43
+    assert list(many.values()) == sorted(many.values(), reverse=True)
+    joined = {*searcher.rank([query], k=6, mode="bm25")[0], *searcher.rank([query], k=6, mode="dense")[0]}
+    assert {*list(many)[: len(joined)]} == joined
+
+
 def test_snippets_come_from_the_original_and_highlights_point_at_matches(index: Path) -> None:
     hit = Searcher(index).search("sleeping zebra", k=1, mode="bm25")[0]
     assert (hit.rank, hit.doc_id, hit.title) == (1, "d5", "About harbours")

@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from lm_retrieval.index.report import BuildReport, Clock
 from lm_retrieval.index.shards import Outcome, Work, chunks_of, finished, plan
 from lm_retrieval.index.store import CorpusDigest, EarlierPlaces, Store, drop_shards_from
 from lm_retrieval.progress import progress
+from lm_retrieval.records import Document
 from lm_retrieval.runtime import memory_budget
 from lm_retrieval.storage import locate, resolved
 
@@ -179,7 +181,7 @@ class _Build:
             budget = memory_budget(self.max_memory_bytes)
             LexicalIndex.write(texts, self.staging / LEXICAL_NAME, memory_bytes=budget)
         with self._clock("calibrate"), progress("calibrating"):
-            weight = self._weight(store)
+            weight = self._weight(store.documents())
         light = {"queries_without_torch": _same_without_torch(self.staging / ENCODER_NAME, store)}
         write_manifest(self.staging, kind=KIND, content=self._facts() | weight | light)
         replace_folder(self.staging, self.output)
@@ -188,7 +190,7 @@ class _Build:
         report.wall_seconds = time.perf_counter() - started
         return report
 
-    def _weight(self, store: Store) -> dict[str, Any]:
+    def _weight(self, documents: Iterator[Document]) -> dict[str, Any]:
         """The encoder's share in hybrid search: given, kept while little has changed, or calibrated now."""
         if self.dense_weight is not None:
             return {"dense_weight": self.dense_weight, "dense_weight_source": "given"}
@@ -197,11 +199,23 @@ class _Build:
             given or self.report.encoded + self.report.resumed <= _CALIBRATE_AGAIN * self.report.chunks
         ):
             return self.earlier_weight
-        tuned = "tuned_from" in self.encoder.checkpoint.manifest
-        found = calibrate(store.documents(), encode=self.encoder.encode, tuned=tuned)
+        index = vectors.VectorIndex.read(self.staging / VECTORS_NAME)
+        owners = np.load(self.staging / CHUNKS_NAME, mmap_mode="r")[:, 0]
+        found = calibrate(
+            documents,
+            encode=partial(self.encoder.encode, normalize_embeddings=True),
+            windows=self._windows,
+            dense=lambda queries, k: index.search_documents(queries, k, owners=owners),
+            lexical=LexicalIndex.open(self.staging / LEXICAL_NAME),
+            tuned="tuned_from" in self.encoder.checkpoint.manifest,
+        )
         self.report.calibration = found
         source = f"{found.queries} pseudo-queries" if found.queries else "default"
         return {"dense_weight": found.dense_weight, "dense_weight_source": source}
+
+    def _windows(self, text: str) -> list[str]:
+        pieces = chunks_of(Document("", "", text), encoder=self.encoder)
+        return [text[piece.start : piece.end] for piece in pieces]
 
     def _facts(self) -> dict[str, Any]:
         report, counts = self.report, self.corpus.counts

@@ -8,8 +8,10 @@ Shapes: N documents, P postings, V terms.
 """
 
 import json
+import math
 import tempfile
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ class LexicalIndex:
         rows: NDArray[np.int32],
         weights: NDArray[np.float32],
         size: int,
+        mean_length: float,
     ) -> None:
         """Wraps postings; use `build` or `open`.
 
@@ -50,9 +53,10 @@ class LexicalIndex:
             rows: (P,) documents, each at most once among the postings of a term.
             weights: (P,) what the term adds to the score of that document.
             size: N.
+            mean_length: terms of a document, repeated ones too.
         """
         self._terms, self._starts, self._rows, self._weights = terms, starts, rows, weights
-        self._size = size
+        self._size, self._mean_length = size, mean_length
         self.analyzer = Analyzer()
 
     def __len__(self) -> int:
@@ -61,10 +65,10 @@ class LexicalIndex:
     @classmethod
     def build(cls, texts: Iterable[str]) -> "LexicalIndex":
         """Indexes texts in order, in memory; a text without terms keeps its row and is never found."""
-        names, starts, blocks, size = _weighed(texts, folder=None, most=_SORTED_AT_ONCE)
+        names, starts, blocks, size, mean_length = _weighed(texts, folder=None, most=_SORTED_AT_ONCE)
         empty = (np.zeros(0, np.int32), np.zeros(0, np.float32))
         rows, weights = (np.concatenate(parts) for parts in zip(empty, *blocks, strict=True))
-        return cls(names, starts, rows, weights, size)
+        return cls(names, starts, rows, weights, size, mean_length)
 
     @staticmethod
     def write(texts: Iterable[str], folder: Path, *, memory_bytes: int) -> None:
@@ -73,14 +77,14 @@ class LexicalIndex:
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".postings-", dir=folder) as temporary:
-                names, starts, blocks, size = _weighed(texts, folder=Path(temporary), most=most)
-                _save(folder, names, starts, blocks, size)
+                _save(folder, *_weighed(texts, folder=Path(temporary), most=most))
 
     def save(self, folder: Path) -> None:
         """Writes the index into `folder`."""
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            _save(folder, self._terms, self._starts, iter([(self._rows, self._weights)]), self._size)
+            blocks = iter([(self._rows, self._weights)])
+            _save(folder, self._terms, self._starts, blocks, self._size, self._mean_length)
 
     @classmethod
     def open(cls, folder: Path) -> "LexicalIndex":
@@ -90,7 +94,8 @@ class LexicalIndex:
             IndexFormatError: missing or damaged.
         """
         try:
-            size = int(json.loads((folder / "size.json").read_text())["documents"])
+            facts = json.loads((folder / "size.json").read_text())
+            size, mean_length = int(facts["documents"]), float(facts.get("mean_length", math.nan))
             terms = _MappedTerms(folder / _TERMS_NAME)
             starts, rows, weights = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
             fits = len(starts) == len(terms) + 1 and int(starts[-1]) == len(rows) == len(weights)
@@ -98,17 +103,36 @@ class LexicalIndex:
             raise IndexFormatError(f"{folder}: damaged BM25 index ({error}); run `lmr embed` again") from error
         if not fits:
             raise IndexFormatError(f"{folder}: the parts of the BM25 index do not fit; run `lmr embed` again")
-        return cls(terms, starts, rows, weights, size)
+        return cls(terms, starts, rows, weights, size, mean_length)
 
     def scores(self, query: str) -> NDArray[np.float32]:
         """(N,) BM25 scores; 0 where no term of the query occurs."""
         scores = np.zeros(self._size, np.float32)
         for term in self.analyzer.terms(query):
-            place = bisect_left(self._terms, term)
-            if place < len(self._terms) and self._terms[place] == term:
-                postings = slice(self._starts[place], self._starts[place + 1])
-                scores[self._rows[postings]] += self._weights[postings]
+            postings = self._postings(term)
+            scores[self._rows[postings]] += self._weights[postings]
         return scores
+
+    def score_of(self, query: str, text: str) -> float:
+        """What a text would score if it were one of the documents (NaN from an index that does not know their length).
+
+        Its terms are as rare as they are among the documents there are.
+        """
+        counts = Counter(self.analyzer.terms(text))
+        damping = _damping(np.array([counts.total()]), self._mean_length)
+        score = np.zeros(1, np.float32)  # as in the index: equal texts have equal scores
+        for term in self.analyzer.terms(query):
+            if counts[term]:
+                postings = self._postings(term)
+                rarity = _rarity(np.array([postings.stop - postings.start]), self._size)
+                score += _weight(rarity, counts[term], damping)
+        return float(score[0])
+
+    def _postings(self, term: str) -> slice:
+        place = bisect_left(self._terms, term)
+        if place < len(self._terms) and self._terms[place] == term:
+            return slice(int(self._starts[place]), int(self._starts[place + 1]))
+        return slice(0, 0)
 
     def search(self, query: str, k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Rows and scores of the best `k` documents that share a term with the query; ties in row order."""
@@ -142,8 +166,8 @@ Blocks = Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]
 
 def _weighed(
     texts: Iterable[str], *, folder: Path | None, most: int
-) -> tuple[list[str], NDArray[np.int64], Blocks, int]:
-    """Sorted terms, (V + 1,) where their postings begin and end, the postings with their weights, and N."""
+) -> tuple[list[str], NDArray[np.int64], Blocks, int, float]:
+    """Sorted terms, (V + 1,) where their postings begin and end, the postings and weights, N, terms a document."""
     analyzer = Analyzer()
     postings = Postings(folder=folder, most=most)
     for text in texts:
@@ -153,13 +177,15 @@ def _weighed(
     order[[postings.vocabulary[name] for name in names]] = np.arange(len(names), dtype=np.int32)
     starts, found = postings.by_term(order)
     lengths = postings.lengths
-    return names, starts, _weights(found, np.diff(starts), lengths), len(lengths)
+    mean_length = float(lengths.mean()) if len(lengths) else 0.0
+    return names, starts, _weights(found, np.diff(starts), lengths, mean_length), len(lengths), mean_length
 
 
 def _weights(
     found: Iterator[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]],
     frequencies: NDArray[np.int64],
     lengths: NDArray[np.int32],
+    mean_length: float,
 ) -> Blocks:
     """BM25 as Lucene computes it.
 
@@ -167,15 +193,28 @@ def _weights(
         found: terms, rows and counts of postings.
         frequencies: (V,) documents that have the term.
         lengths: (N,) terms of each document.
+        mean_length: their mean.
     """
-    size = len(lengths)
-    rarity = np.log(1 + (size - frequencies + 0.5) / (frequencies + 0.5))
-    damping = K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-9)) if size else np.zeros(0)
+    rarity, damping = _rarity(frequencies, len(lengths)), _damping(lengths, mean_length)
     for terms, rows, counts in found:
-        yield rows, (rarity[terms] * counts / (counts + damping[rows])).astype(np.float32)
+        yield rows, _weight(rarity[terms], counts, damping[rows])
 
 
-def _save(folder: Path, terms: Sequence[str], starts: NDArray[np.int64], blocks: Blocks, size: int) -> None:
+def _rarity(frequencies: NDArray[np.int64], size: int) -> NDArray[np.float64]:
+    return np.asarray(np.log(1 + (size - frequencies + 0.5) / (frequencies + 0.5)))
+
+
+def _damping(lengths: NDArray[Any], mean_length: float) -> NDArray[np.float64]:
+    return np.asarray(K1 * (1 - B + B * lengths / max(mean_length, 1e-9)))
+
+
+def _weight(rarity: NDArray[np.float64], count: Any, damping: NDArray[np.float64]) -> NDArray[np.float32]:
+    return np.asarray(rarity * count / (count + damping), np.float32)
+
+
+def _save(
+    folder: Path, terms: Sequence[str], starts: NDArray[np.int64], blocks: Blocks, size: int, mean_length: float
+) -> None:
     import pyarrow
     import pyarrow.ipc
 
@@ -192,7 +231,8 @@ def _save(folder: Path, terms: Sequence[str], starts: NDArray[np.int64], blocks:
         for rows, weights in blocks:
             add_rows(rows)
             add_weights(weights)
-    (folder / "size.json").write_text(json.dumps({"documents": size, "k1": K1, "b": B}))
+    facts = {"documents": size, "mean_length": mean_length, "k1": K1, "b": B}
+    (folder / "size.json").write_text(json.dumps(facts))
 
 
 def top_rows(scores: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

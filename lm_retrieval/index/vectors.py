@@ -89,6 +89,35 @@ class VectorIndex:
         scores, rows = self._index.search(np.ascontiguousarray(queries, np.float32), min(k, len(self)))
         return [Neighbours(r[r >= 0], s[r >= 0]) for r, s in zip(rows, scores, strict=True)]
 
+    def search_documents(self, queries: Vectors, k: int, *, owners: NDArray[np.int64]) -> list[dict[int, float]]:
+        """As `search`, for documents of which each has one vector or more: it scores as its best one.
+
+        Asks for more vectors until `k` different documents are found or there are no more vectors.
+
+        Args:
+            queries: (Q, D) unit vectors.
+            k: documents wanted.
+            owners: (N,) the document of each vector, in ascending order.
+        """
+        depth = k if len(self) and owners[-1] + 1 == len(self) else 2 * k
+        results: list[dict[int, float]] = [{} for _ in queries]
+        open_queries = list(range(len(queries)))
+        while open_queries:
+            unfinished = []
+            for place, found in zip(open_queries, self.search(queries[open_queries], depth), strict=True):
+                results[place] = _by_document(owners[found.rows], found.scores, k)
+                if len(results[place]) < k and depth < len(self):
+                    unfinished.append(place)
+            open_queries = unfinished
+            depth *= 4
+        return results
+
+
+def _by_document(documents: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> dict[int, float]:
+    _, first = np.unique(documents, return_index=True)
+    best = np.sort(first)[:k]
+    return dict(zip(documents[best].tolist(), scores[best].tolist(), strict=True))
+
 
 def build(
     path: Path, *, shards: VectorShards, count: int, dim: int, factory: str, memory_bytes: int | None = None

@@ -62,22 +62,8 @@ class LocalBackend:
         check_encoder(self.manifest, encoder, folder=self.folder)
 
     def dense(self, vectors: NDArray[np.float32], k: int) -> list[Ranking]:
-        """Asks for more chunks until `k` different documents are found or there are no more chunks."""
-        depth = k
-        if self.manifest["chunks"] > self.manifest["documents"]:
-            depth = 2 * k
-        results: list[Ranking] = [{} for _ in vectors]
-        open_queries = list(range(len(vectors)))
-        while open_queries:
-            found = self.vectors.search(vectors[open_queries], depth)
-            unfinished = []
-            for place, neighbours in zip(open_queries, found, strict=True):
-                results[place] = self._by_document(neighbours.rows, neighbours.scores, k)
-                if len(results[place]) < k and depth < len(self.vectors):
-                    unfinished.append(place)
-            open_queries = unfinished
-            depth *= 4
-        return results
+        """A document is as near as its best chunk."""
+        return cast(list[Ranking], self.vectors.search_documents(vectors, k, owners=self._chunks[:, 0]))
 
     def lexical(self, query: str, k: int) -> Ranking:
         """BM25 over whole documents."""
@@ -165,9 +151,3 @@ class LocalBackend:
                 return np.asarray(np.load(path, mmap_mode="r"))
             except (ValueError, EOFError) as error:
                 raise IndexFormatError(f"{path}: damaged; run `lmr embed` again") from error
-
-    def _by_document(self, rows: NDArray[np.int64], scores: NDArray[np.float32], k: int) -> Ranking:
-        documents = self._chunks[rows, 0]
-        _, first = np.unique(documents, return_index=True)
-        best = np.sort(first)[:k]
-        return dict(zip(documents[best].tolist(), scores[best].tolist(), strict=True))

@@ -6,6 +6,7 @@ it.
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from lm_retrieval.corpus.words import Analyzer
 from lm_retrieval.errors import ConfigError, IndexFormatError
-from lm_retrieval.index.fusion import DENSE_WEIGHT, reciprocal_rank, weighted_sum
+from lm_retrieval.index.fusion import DENSE_WEIGHT, FUSION_DEPTH, interpolated, reciprocal_rank, weighted_sum
 from lm_retrieval.index.snippets import best_chunk, cut_snippet
 from lm_retrieval.records import Document, Hit, Span
 from lm_retrieval.search.backend import Backend, Ranking
@@ -28,7 +29,6 @@ Mode = Literal["dense", "bm25", "hybrid"]
 Fusion = Literal["weighted", "rrf"]
 Rerank = Literal["none", "lm"]
 
-_FUSION_DEPTH = 100
 _RERANK_DEPTH = 100
 # share of the language model in a reranked score: of 0 to 0.5 the best on the dev splits of python-docs and NFCorpus
 LIKELIHOOD_WEIGHT = 0.05
@@ -143,17 +143,7 @@ class Searcher:
             return [self.backend.lexical(query, k) for query in queries]
         if mode == "dense":
             return self._dense(queries, k)
-        depth = max(k, _FUSION_DEPTH)
-        fused = []
-        for query, dense in zip(queries, self._dense(queries, depth), strict=True):
-            lexical = self.backend.lexical(query, depth)
-            scores = (
-                reciprocal_rank(lexical, dense)
-                if fusion == "rrf"
-                else weighted_sum(lexical, dense, dense_weight=dense_weight)
-            )
-            fused.append(dict(sorted(scores.items(), key=lambda item: -item[1])[:k]))
-        return fused
+        return self._joined(queries, k=k, fusion=fusion, dense_weight=dense_weight)
 
     def document(self, doc_id: str) -> Document:
         """A document by its id.
@@ -228,20 +218,34 @@ class Searcher:
             rankings += self.backend.dense(self.encode(queries[start : start + _BATCH_QUERIES]), k)
         return rankings
 
+    def _joined(self, queries: Sequence[str], *, k: int, fusion: Fusion, dense_weight: float) -> list[Ranking]:
+        def join(lexical: Ranking, dense: Ranking) -> Ranking:
+            if fusion == "rrf":
+                return _by_score(reciprocal_rank(lexical, dense))
+            return _by_score(weighted_sum(lexical, dense, dense_weight=dense_weight))
+
+        depth = max(k, FUSION_DEPTH)
+        rankings = []
+        for query, dense in zip(queries, self._dense(queries, depth), strict=True):
+            lexical = self.backend.lexical(query, depth)
+            ranking = join(_first(lexical, FUSION_DEPTH), _first(dense, FUSION_DEPTH))
+            if k > len(ranking):
+                # the first hits are the same, however many are asked for
+                ranking = _followed(ranking, join(lexical, dense))
+            rankings.append(_first(ranking, k))
+        return rankings
+
     def _by_likelihood(self, query: str, ranking: Ranking, k: int) -> Ranking:
         """The first documents by score and query likelihood, both in 0..1; the others follow in their order."""
         from lm_retrieval.index.likelihood import query_likelihood
 
-        first = dict(list(ranking.items())[:_RERANK_DEPTH])
+        first = _first(ranking, _RERANK_DEPTH)
         encoder = self.encoder
         texts = [document.content for document, _ in self.backend.documents([*first])]
         likelihoods = query_likelihood(encoder.model, tokenizer=encoder.tokenizer, query=query, documents=texts)
         likely = dict(zip(first, likelihoods.tolist(), strict=True))
-        scores = weighted_sum(first, likely, dense_weight=LIKELIHOOD_WEIGHT)
-        ordered = dict(sorted(scores.items(), key=lambda item: -item[1]))
-        rest = [row for row in ranking if row not in first]
-        ordered |= {row: -float(place) for place, row in enumerate(rest, start=1)}
-        return dict(list(ordered.items())[:k])
+        scores = interpolated(first, likely, weight=LIKELIHOOD_WEIGHT)
+        return _first(_followed(_by_score(scores), ranking), k)
 
     # --- hits --------------------------------------------------------------------------------------------------------
 
@@ -256,6 +260,20 @@ class Searcher:
             snippet, highlights = cut_snippet(document.content, body, terms=terms, analyzer=self._analyzer)
             hits.append(Hit(rank, document.doc_id, score, document.title, snippet, passage, highlights))
         return hits
+
+
+def _by_score(scores: Ranking) -> Ranking:
+    return dict(sorted(scores.items(), key=lambda item: -item[1]))
+
+
+def _first(ranking: Ranking, k: int) -> Ranking:
+    return dict(islice(ranking.items(), k))
+
+
+def _followed(first: Ranking, ranking: Ranking) -> Ranking:
+    """The first documents, of scores from 0, then the others of a ranking in their order, at -1, -2 and so on."""
+    rest = [key for key in ranking if key not in first]
+    return first | {key: -float(place) for place, key in enumerate(rest, start=1)}
 
 
 def _title_length(document: Document) -> int:
