@@ -311,7 +311,7 @@ def _rank_modes(name: str, searcher: Searcher, queries: list[Query], rerank: boo
         costs = Costs(latency_p50_ms=p50, latency_p95_ms=p95, peak_memory_bytes=peak_memory_bytes())
         settings = {f"{name}, encoder": str(manifest["encoder_sha256"])[:12]}
         if mode == "hybrid":
-            settings[f"{name}, dense weight"] = f"{manifest['dense_weight']:.2f} ({manifest['dense_weight_source']})"
+            settings[f"{name}, dense weight"] = f"{manifest['dense_weight']:g} ({manifest['dense_weight_source']})"
         yield mode, _Ranked(f"{label}:{name}", run, costs, settings)
 
 

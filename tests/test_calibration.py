@@ -57,10 +57,6 @@ def named(count: int) -> list[Document]:
     ]
 
 
-def in_place(row: int, text: str, texts: list[str]) -> list[str]:
-    return [*texts[:row], text, *texts[row + 1 :]]
-
-
 def scores_by_hand(documents: list[Document], encode: Encode, weight: float) -> float:
     """Mean nDCG@10 over titles and over spans: each asked of an index in which its document lacks it."""
     texts = [document.content for document in documents]
@@ -69,7 +65,7 @@ def scores_by_hand(documents: list[Document], encode: Encode, weight: float) -> 
         gains = []
         for pair in (pair for pair in corpus_pairs(documents, spans_per_document=1) if pair.source == kind):
             row = next(row for row, document in enumerate(documents) if document.doc_id == pair.document)
-            changed = in_place(row, pair.positive, texts)
+            changed = [*texts[:row], pair.positive, *texts[row + 1 :]]
             words = LexicalIndex.build(texts).scores(pair.query)
             words[row] = LexicalIndex.build(texts).score_of(pair.query, pair.positive)
             cosines = encode(changed) @ encode([pair.query])[0]
@@ -142,24 +138,60 @@ def test_every_document_of_the_index_stands_against_the_right_one() -> None:
     assert crowded.scores[0.0] > 0.9
 
 
-def test_a_long_document_is_as_near_as_its_best_window() -> None:
-    queries = np.eye(4, dtype=np.float32)[:3]
-    vectors = {"a": [1.0, 0, 0, 0], "b": [0, 0.5, 0, 0], "c": [0, 1.0, 0, 0]}
+@pytest.mark.parametrize(("windows", "gain"), [(["b", "a"], 1.0), (["a", "b", "b"], 1.0), (["b"], 0.0), ([], 0.0)])
+def test_a_long_document_is_as_near_as_its_best_window(windows: list[str], gain: float) -> None:
+    directions = {"what was asked": [1.0, 0.0], "a": [1.0, 0.0], "b": [0.0, 1.0]}
+    asked = calibration._Asked("what was asked", 0, Document("own", "what was asked", "text"))
+    asked.windows = windows
+    gains = calibration._gains(
+        [asked],
+        encode=lambda texts: np.array([directions[text] for text in texts], np.float32).reshape(-1, 2),
+        dense=lambda queries, k: [{0: 1.0, 1: 0.5, 2: 0.2}],
+        lexical=LexicalIndex.build(["", "", ""]),
+    )
+    assert gains.shape == (1, len(WEIGHTS))
+    assert gains[0, -1] == gain
 
-    def encode(texts: list[str]) -> np.ndarray:
-        return np.array([vectors[text] for text in texts], np.float32).reshape(-1, 4)
 
-    assert calibration._best_windows(queries, [["b", "a"], ["a", "b", "c"], []], encode) == [1.0, 1.0, -1.0]
+def test_what_is_left_of_a_document_takes_its_place() -> None:
+    assert calibration._with_rest({7: 0.9, 1: 0.8, 2: 0.7, 3: 0.6}, 7, 0.75, depth=3) == {1: 0.8, 2: 0.7, 7: 0.75}
+    assert calibration._with_rest({7: 0.9, 1: 0.8, 2: 0.7, 3: 0.6}, 7, 0.5, depth=3) == {1: 0.8, 2: 0.7, 3: 0.6}
+    assert calibration._with_rest({7: 0.9, 1: 0.8}, 7, 0.1, depth=3) == {1: 0.8, 7: 0.1}
+    assert calibration._with_rest({7: 0.9, 1: 0.8}, 7, None, depth=3) == {1: 0.8}
+    assert calibration._with_rest({}, 7, 0.4, depth=3) == {7: 0.4}
 
 
-def test_a_document_keeps_only_what_is_left_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "FUSION_DEPTH", 3)
-    ranking = {7: 0.9, 1: 0.8, 2: 0.7, 3: 0.6}
-    assert calibration._with_own(ranking, 7, 0.75) == {1: 0.8, 2: 0.7, 7: 0.75}
-    assert calibration._with_own(ranking, 7, 0.5) == {1: 0.8, 2: 0.7, 3: 0.6}
-    assert calibration._with_own({7: 0.9, 1: 0.8}, 7, 0.1) == {1: 0.8, 7: 0.1}
-    assert calibration._with_own({7: 0.9, 1: 0.8}, 7, None) == {1: 0.8}
-    assert calibration._with_own({}, 7, 0.4) == {7: 0.4}
+def test_a_document_is_asked_once_by_its_title_or_its_first_heading_and_keeps_the_rest() -> None:
+    headings = [
+        Document(f"d{n}", "", f"# First{n} part\n\n{'some words here ' * 9}\n\n# Second{n} part\n\n{'others ' * 9}\n")
+        for n in range(60)
+    ]
+    seen: list[str] = []
+
+    def windows(text: str) -> list[str]:
+        seen.append(text)
+        return [text]
+
+    lexical = LexicalIndex.build(document.content for document in headings)
+    found = calibrate(
+        headings,
+        encode=random_encoder,
+        windows=windows,
+        lexical=lexical,
+        dense=lambda queries, k: [{} for _ in queries],
+    )
+    titles, spans = seen[:60], seen[60:]
+    assert len(spans) == 60
+    assert found.queries == 120
+    assert all("# Second" in text and "First" not in text and "some words here" in text for text in titles)
+
+
+def test_long_documents_are_asked_until_enough_was_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_WINDOWS", 200)
+    asked = [calibration._Asked(f"q{n}", n, document) for n, document in enumerate(named(60))]
+    assert len(calibration._affordable(asked, lambda text: [text])) == 60
+    assert len(calibration._affordable(asked, lambda text: [text] * 5)) == 40
+    assert len(calibration._affordable(asked, lambda text: [text] * 100)) == 20
 
 
 def test_the_middle_of_a_flat_top_is_taken_and_trusted_half() -> None:
@@ -231,7 +263,7 @@ def test_the_calibrated_weight_is_stored_and_reported(corpus_path: Path, encoder
     assert report.calibration is not None
     assert report.calibration.scores == pytest.approx(expected.scores)
     assert report.calibration.queries == 60  # titles; the texts are too short for spans
-    assert weight_of(tmp_path / "index") == (expected.dense_weight, "60 pseudo-queries")
+    assert weight_of(tmp_path / "index") == (expected.dense_weight, "60 pseudo-queries of this index")
     assert "calibrate" in report.seconds
 
 
@@ -274,6 +306,30 @@ def test_a_measured_weight_is_kept_until_a_tenth_of_the_corpus_is_new(
         return weight_of(tmp_path / "index")[0]
 
     assert [build(changed) for changed in (0, 0, 6, 7)] == [0.4, 0.4, 0.4, 0.6]
+
+
+def test_a_weight_that_an_earlier_version_measured_is_measured_again(
+    corpus_path: Path, encoder: Encoder, tmp_path: Path
+) -> None:
+    index = tmp_path / "index"
+    measured = build_index(open_corpus(corpus_path), encoder=encoder, output=index).calibration
+    assert measured is not None
+    manifest = json.loads((index / "manifest.json").read_text())
+    manifest |= {"dense_weight": 0.9, "dense_weight_source": "60 pseudo-queries"}
+    (index / "manifest.json").write_text(json.dumps(manifest))
+    assert build_index(open_corpus(corpus_path), encoder=encoder, output=index).calibration == measured
+    assert weight_of(index) == (measured.dense_weight, "60 pseudo-queries of this index")
+
+
+def test_documents_of_several_windows_are_calibrated_on(encoder: Encoder, tmp_path: Path) -> None:
+    rows = [{"_id": f"d{n}", "title": f"note {n}", "text": text} for n, text in enumerate(make_texts(60, sentences=60))]
+    path = write_jsonl(tmp_path / "corpus.jsonl", rows)
+    report = build_index(open_corpus(path), encoder=encoder, output=tmp_path / "index", factory="HNSW8")
+    assert report.chunks > 120
+    assert report.calibration is not None
+    assert report.calibration.queries == 120
+    assert report.calibration.scores is not None
+    assert report.calibration.scores[0.0] > 0
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1])

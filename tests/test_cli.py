@@ -125,7 +125,7 @@ def test_embed_without_an_encoder_uses_the_shipped_one(tmp_path: Path) -> None:
     facts = json.loads(run("info", "indexes/diary", "--format", "json", cwd=tmp_path).stdout)
     assert (facts["encoder"], facts["dim"]) == ("lstm-base", 256)
     assert 0 <= facts["dense_weight"] <= 1
-    assert facts["dense_weight_source"].endswith("pseudo-queries")
+    assert facts["dense_weight_source"].endswith("pseudo-queries of this index")
     again = run("embed", "diary", cwd=tmp_path).stdout  # the copy in the index is the same encoder
     assert "0 chunks encoded" in again
     assert "Day 7" in run("search", "day 7", "-k", "30", cwd=tmp_path).stdout

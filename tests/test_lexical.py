@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from lm_retrieval.corpus.words import STOP_WORDS, Analyzer
 from lm_retrieval.errors import IndexFormatError
-from lm_retrieval.index.fusion import interpolated, min_max, reciprocal_rank, scaled, weighted_sum
+from lm_retrieval.index.fusion import fusion_depth, interpolated, min_max, reciprocal_rank, scaled, weighted_sum
 from lm_retrieval.index.lexical import LexicalIndex, top_rows
 from lm_retrieval.index.lsi import LsiIndex
 from lm_retrieval.index.snippets import best_chunk, cut_snippet
@@ -443,6 +443,10 @@ def test_min_max_moves_scores_to_zero_to_one():
     assert min_max({}) == {}
     assert min_max({"a": 4.0, "b": 1.0}, low=0.0) == {"a": 1.0, "b": 0.25}
     assert min_max({"a": 7.0, "b": 7.0}, low=0.0) == {"a": 1.0, "b": 1.0}
+
+
+def test_of_few_documents_not_nearly_all_are_joined():
+    assert [fusion_depth(count) for count in (10, 400, 600, 1200, 10**6)] == [100, 100, 150, 300, 300]
 
 
 def test_a_document_that_bm25_finds_never_counts_as_if_it_had_not_been_found():

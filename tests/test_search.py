@@ -103,7 +103,7 @@ def test_hybrid_is_the_fusion_of_both(index: Path) -> None:
 def test_the_first_hybrid_hits_are_the_same_however_many_are_asked_for(
     index: Path, monkeypatch: pytest.MonkeyPatch, fusion: str
 ) -> None:
-    monkeypatch.setattr("lm_retrieval.search.searcher.FUSION_DEPTH", 6)
+    monkeypatch.setattr("lm_retrieval.search.searcher.fusion_depth", lambda documents: 6)
     searcher = Searcher(index)
     options = {"mode": "hybrid", "fusion": fusion}
     query = "the zebra follows new laws"

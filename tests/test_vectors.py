@@ -76,6 +76,32 @@ def test_no_queries_have_no_answers(tmp_path):
     assert VectorIndex.read(built(tmp_path, unit(20))).search(unit(0), 5) == []
 
 
+@pytest.mark.parametrize(("documents", "chunks"), [(300, 1), (20, 30), (1, 40), (150, 2)])
+@pytest.mark.parametrize("k", [1, 7, 500])
+def test_a_document_is_as_near_as_its_nearest_vector(tmp_path, documents, chunks, k):
+    vectors, queries = unit(documents * chunks), unit(3, seed=1)
+    owners = np.repeat(np.arange(documents), chunks)
+    found = VectorIndex.read(built(tmp_path, vectors)).search_documents(queries, k, owners=owners)
+    best = (queries @ vectors.T).reshape(len(queries), documents, chunks).max(axis=2)
+    for scores, ranking in zip(best, found, strict=True):
+        assert list(ranking) == np.argsort(-scores)[:k].tolist()
+        assert list(ranking.values()) == pytest.approx(np.sort(scores)[::-1][:k].tolist(), abs=1e-6)
+
+
+def test_no_more_is_looked_at_than_the_documents_take(tmp_path, monkeypatch):
+    index = VectorIndex.read(built(tmp_path, unit(400)))
+    depths = []
+    search = index.search
+    monkeypatch.setattr(index, "search", lambda queries, k: depths.append(k) or search(queries, k))
+    single = np.delete(np.arange(401), 5)  # a document without a vector
+    index.search_documents(unit(1, seed=1), 50, owners=single)
+    index.search_documents(unit(1, seed=1), 1000, owners=single)
+    index.search_documents(unit(1, seed=1), 1000, owners=np.repeat(np.arange(4), 100))
+    assert depths[:2] == [50, 401]
+    assert max(depths[2:]) <= 8 * 64
+    assert index.search_documents(unit(0), 5, owners=single) == []
+
+
 @pytest.mark.parametrize("count", [0, 1, 200])
 def test_the_exact_file_is_byte_for_byte_the_one_that_faiss_writes(tmp_path, count):
     vectors = unit(count)

@@ -53,6 +53,7 @@ _PROBES = 32
 _PROBE_CHARACTERS = 120
 _SAME_VECTOR = 1e-4
 _CALIBRATE_AGAIN = 0.1  # share of chunks that are new since the weight was calibrated
+_MEASURED = "pseudo-queries of this index"
 _WEIGHT_KEYS = ("dense_weight", "dense_weight_source")
 
 
@@ -195,25 +196,26 @@ class _Build:
         if self.dense_weight is not None:
             return {"dense_weight": self.dense_weight, "dense_weight_source": "given"}
         given = self.earlier_weight.get("dense_weight_source") == "given"
-        if self.earlier_weight and (
-            given or self.report.encoded + self.report.resumed <= _CALIBRATE_AGAIN * self.report.chunks
-        ):
+        # one that was measured in another way, by an earlier version, is not comparable
+        measured = str(self.earlier_weight.get("dense_weight_source")).endswith(_MEASURED)
+        little_is_new = self.report.encoded + self.report.resumed <= _CALIBRATE_AGAIN * self.report.chunks
+        if given or (measured and little_is_new):
             return self.earlier_weight
         index = vectors.VectorIndex.read(self.staging / VECTORS_NAME)
         owners = np.load(self.staging / CHUNKS_NAME, mmap_mode="r")[:, 0]
         found = calibrate(
             documents,
             encode=partial(self.encoder.encode, normalize_embeddings=True),
-            windows=self._windows,
+            windows=self._cut,
             dense=lambda queries, k: index.search_documents(queries, k, owners=owners),
             lexical=LexicalIndex.open(self.staging / LEXICAL_NAME),
             tuned="tuned_from" in self.encoder.checkpoint.manifest,
         )
         self.report.calibration = found
-        source = f"{found.queries} pseudo-queries" if found.queries else "default"
+        source = f"{found.queries} {_MEASURED}" if found.queries else "default"
         return {"dense_weight": found.dense_weight, "dense_weight_source": source}
 
-    def _windows(self, text: str) -> list[str]:
+    def _cut(self, text: str) -> list[str]:
         pieces = chunks_of(Document("", "", text), encoder=self.encoder)
         return [text[piece.start : piece.end] for piece in pieces]
 

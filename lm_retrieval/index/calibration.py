@@ -1,12 +1,14 @@
 """Choosing the encoder's share in hybrid ranking without judgments.
 
-Titles and spans are taken out of documents and asked of the index itself: the share that ranks the rest of their
-document best is the one to use. Such pseudo-queries are easier than people's, but they weigh words against meaning much
-as people's do. They must have every document against them: an encoder finds the right one of a thousand more easily
-than the right one of ten thousand, and BM25 loses less. Of an encoder that was tuned, only documents that no tuning
-ever learns from are asked: it knows the others by heart.
+Titles, headings and spans are taken out of documents and asked of the index itself: the share that ranks the rest of
+their document best is the one to use. They must have every document against them: an encoder finds the right one of a
+thousand more easily than the right one of ten thousand, and BM25 loses less. Of an encoder that was tuned, only
+documents that no tuning ever learns from are asked: it knows the others by heart.
 
-Shapes: Q pseudo-queries, D dimensions.
+The rest of a document is scored exactly, the others as the index has them: where vectors are product-quantized, that
+flatters the encoder a little.
+
+Shapes: Q pseudo-queries, W weights, D dimensions.
 """
 
 import random
@@ -18,17 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lm_retrieval.corpus.pairs import Pair, corpus_pairs, held_out
-from lm_retrieval.index.fusion import DENSE_WEIGHT, FUSION_DEPTH, scaled
+from lm_retrieval.index.fusion import DENSE_WEIGHT, fusion_depth, scaled
 from lm_retrieval.index.lexical import LexicalIndex
 from lm_retrieval.records import Document
 
 WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 _DOCUMENTS = 1000
 _QUERIES = 300
+_WINDOWS = 4000  # of all the rests together: books take long to encode
+_BATCH_QUERIES = 64
 _MIN_DOCUMENTS = 50
 _MIN_QUERIES = 20
-Ranking = dict[int, float]
-"""Row of a document → score, best first."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def calibrate(
     *,
     encode: Callable[[list[str]], NDArray[np.float32]],
     windows: Callable[[str], list[str]],
-    dense: Callable[[NDArray[np.float32], int], Sequence[Ranking]],
+    dense: Callable[[NDArray[np.float32], int], Sequence[dict[int, float]]],
     lexical: LexicalIndex,
     tuned: bool = False,
 ) -> Calibration:
@@ -66,25 +68,19 @@ def calibrate(
         tuned: the encoder may have learned from these documents; ask only for those that are always held out.
     """
     sample, count = _sample(documents, tuned=tuned)
-    rows = {document.doc_id: row for row, document in sample}
-    kinds: dict[str, list[Pair]] = {"titles": [], "spans": []}
+    of_id = {document.doc_id: (row, document) for row, document in sample}
+    kinds: dict[str, dict[str, Pair]] = {"titles": {}, "spans": {}}
     for pair in corpus_pairs((document for _, document in sample), spans_per_document=1):
-        kinds[pair.source].append(pair)
+        kinds[pair.source].setdefault(pair.document, pair)  # the title, or else the first heading
     curves, queries = [], 0
-    for pairs in (pairs[:_QUERIES] for pairs in kinds.values()):
-        if count < _MIN_DOCUMENTS or len(pairs) < _MIN_QUERIES:
-            continue
-        asked = encode([pair.query for pair in pairs])
-        cosines = _best_windows(asked, [windows(pair.positive) for pair in pairs], encode)
-        gains = []
-        for pair, near, cosine in zip(pairs, dense(asked, FUSION_DEPTH + 1), cosines, strict=True):
-            row = rows[pair.document]
-            found = (array.tolist() for array in lexical.search(pair.query, FUSION_DEPTH + 1))
-            left = lexical.score_of(pair.query, pair.positive)
-            words = _with_own(dict(zip(*found, strict=True)), row, left if left > 0 else None)
-            gains.append(_gains(words, _with_own(near, row, cosine), row))
-        curves.append(np.mean(gains, axis=0))
-        queries += len(pairs)
+    for pairs in kinds.values():
+        asked = [_Asked(pair.query, *of_id[doc_id]) for doc_id, pair in pairs.items()]
+        asked = _affordable(asked[:_QUERIES], windows)
+        if count >= _MIN_DOCUMENTS and len(asked) >= _MIN_QUERIES:
+            parts = [asked[first : first + _BATCH_QUERIES] for first in range(0, len(asked), _BATCH_QUERIES)]
+            gains = [_gains(part, encode=encode, dense=dense, lexical=lexical) for part in parts]
+            curves.append(np.concatenate(gains).mean(axis=0))
+            queries += len(asked)
     if not curves:
         return Calibration(DENSE_WEIGHT)
     scores = dict(zip(WEIGHTS, np.mean(curves, axis=0).tolist(), strict=True))
@@ -99,7 +95,7 @@ def _middle_of_best(scores: dict[float, float]) -> float:
 
 
 def _trusted(weight: float) -> float:
-    """Half-way from the default: pseudo-queries say the direction and exaggerate.
+    """Half-way to the default: pseudo-queries say the direction and exaggerate.
 
     For the shipped encoders, and some tuned, they gave 0.2 to 0.3 on NFCorpus, 0.25 to 0.55 on python-docs and
     0.5 on SQuAD; best were 0.1 to 0.3, 0.3 to 0.4 (dev splits) and 0.2.
@@ -107,35 +103,72 @@ def _trusted(weight: float) -> float:
     return round((weight + DENSE_WEIGHT) / 2, 3)
 
 
-def _best_windows(
-    queries: NDArray[np.float32], windows: Sequence[list[str]], encode: Callable[[list[str]], NDArray[np.float32]]
-) -> list[float]:
-    """For each query the cosine of the nearest window of its own text; -1 for a text without any."""
-    vectors = encode([window for cut in windows for window in cut])
-    ends = np.cumsum([len(cut) for cut in windows]).tolist()
-    return [
-        float((vectors[end - len(cut) : end] @ query).max(initial=-1.0))
-        for query, cut, end in zip(queries, windows, ends, strict=True)
-    ]
+class _Asked:
+    """A pseudo-query and the document it was taken from."""
+
+    def __init__(self, query: str, row: int, document: Document) -> None:
+        self.query, self.row = query, row
+        self.rest = document.content.replace(query, " ", 1).strip()
+        self.windows: list[str] = []
 
 
-def _with_own(ranking: Mapping[int, float], row: int, score: float | None) -> Ranking:
+def _affordable(asked: Sequence[_Asked], windows: Callable[[str], list[str]]) -> list[_Asked]:
+    """The first of them, cut into windows, of which there are not too many."""
+    found: list[_Asked] = []
+    total = 0
+    for one in asked:
+        one.windows = windows(one.rest)
+        total += len(one.windows)
+        if total > _WINDOWS and len(found) >= _MIN_QUERIES:
+            break
+        found.append(one)
+    return found
+
+
+def _gains(
+    asked: Sequence[_Asked],
+    *,
+    encode: Callable[[list[str]], NDArray[np.float32]],
+    dense: Callable[[NDArray[np.float32], int], Sequence[dict[int, float]]],
+    lexical: LexicalIndex,
+) -> NDArray[np.float64]:
+    """(Q, W) nDCG@10 of every pseudo-query with each weight."""
+    depth = fusion_depth(len(lexical))
+    vectors = encode([one.query for one in asked])
+    own = encode([window for one in asked for window in one.windows])
+    ends = np.cumsum([len(one.windows) for one in asked]).tolist()
+    gains = []
+    for one, vector, end, near in zip(asked, vectors, ends, dense(vectors, depth + 1), strict=True):
+        cosines = own[end - len(one.windows) : end] @ vector
+        rows, scores = lexical.search(one.query, depth + 1)
+        words = dict(zip(rows.tolist(), scores.tolist(), strict=True))
+        gains.append(
+            _gain(
+                _with_rest(words, one.row, lexical.score_of(one.query, one.rest) or None, depth=depth),
+                _with_rest(near, one.row, float(cosines.max()) if len(cosines) else None, depth=depth),
+                one.row,
+            )
+        )
+    return np.array(gains)
+
+
+def _with_rest(ranking: Mapping[int, float], row: int, score: float | None, *, depth: int) -> dict[int, float]:
     """The first of a ranking; document `row` has the score of what is left of it, None if it is not found at all."""
-    others = dict(islice(((key, value) for key, value in ranking.items() if key != row), FUSION_DEPTH))
-    if score is None or (len(others) == FUSION_DEPTH and score < min(others.values())):
+    others = dict(islice(((key, value) for key, value in ranking.items() if key != row), depth))
+    if score is None or (len(others) == depth and score < min(others.values())):
         return others
-    if len(others) == FUSION_DEPTH:
+    if len(others) == depth:
         others.popitem()
     return others | {row: score}
 
 
-def _gains(lexical: Ranking, dense: Ranking, row: int) -> NDArray[np.float64]:
+def _gain(lexical: dict[int, float], dense: dict[int, float], row: int) -> NDArray[np.float64]:
     """For each weight 1 / log2(rank + 1) of the right document, 0 beyond the tenth; the mean rank among equals."""
     if row not in lexical and row not in dense:
         return np.zeros(len(WEIGHTS))
     words, meaning = scaled(lexical, dense)
-    found = [row, *(key for key in words | meaning if key != row)]
-    left, right = (np.array([side.get(key, 0.0) for key in found]) for side in (words, meaning))
+    keys = [row, *(key for key in words | meaning if key != row)]
+    left, right = (np.array([side.get(key, 0.0) for key in keys]) for side in (words, meaning))
     weights = np.array(WEIGHTS)[:, None]
     fused = (1 - weights) * left + weights * right
     own = fused[:, :1]

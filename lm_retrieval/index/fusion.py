@@ -6,9 +6,10 @@ from typing import TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 RRF_K = 60
-FUSION_DEPTH = 300
-"""How many of each ranking are joined."""
-# where a corpus is too small to calibrate on; the dev splits of NFCorpus and python-docs are flat around it
+_FUSION_DEPTH = 300
+_LEAST_FUSION_DEPTH = 100
+# where a corpus is too small to calibrate on, and what a calibrated weight is drawn to; the dev splits of NFCorpus and
+# python-docs are flat around it
 DENSE_WEIGHT = 0.3
 
 
@@ -24,6 +25,14 @@ def min_max(scores: Mapping[Key, float], *, low: float | None = None) -> dict[Ke
     low, high = min(scores.values()) if low is None else low, max(scores.values())
     width = high - low
     return {key: (score - low) / width if width > 0 else 1.0 for key, score in scores.items()}
+
+
+def fusion_depth(documents: int) -> int:
+    """How many of each ranking are joined: 300 of many documents, a quarter of few, which may be long.
+
+    To find nearly every document, nearly every vector must be looked at.
+    """
+    return min(_FUSION_DEPTH, max(_LEAST_FUSION_DEPTH, documents // 4))
 
 
 def scaled(lexical: Mapping[Key, float], dense: Mapping[Key, float]) -> tuple[dict[Key, float], dict[Key, float]]:

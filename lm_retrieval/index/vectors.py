@@ -99,7 +99,9 @@ class VectorIndex:
             k: documents wanted.
             owners: (N,) the document of each vector, in ascending order.
         """
-        depth = k if len(self) and owners[-1] + 1 == len(self) else 2 * k
+        documents = int(owners[-1]) + 1 if len(owners) else 0
+        k = min(k, documents)
+        depth = k if len(self) <= documents else 2 * k
         results: list[dict[int, float]] = [{} for _ in queries]
         open_queries = list(range(len(queries)))
         while open_queries:
@@ -109,7 +111,7 @@ class VectorIndex:
                 if len(results[place]) < k and depth < len(self):
                     unfinished.append(place)
             open_queries = unfinished
-            depth *= 4
+            depth *= 8
         return results
 
 

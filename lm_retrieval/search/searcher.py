@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lm_retrieval.corpus.words import Analyzer
 from lm_retrieval.errors import ConfigError, IndexFormatError
-from lm_retrieval.index.fusion import DENSE_WEIGHT, FUSION_DEPTH, interpolated, reciprocal_rank, weighted_sum
+from lm_retrieval.index.fusion import DENSE_WEIGHT, fusion_depth, interpolated, reciprocal_rank, weighted_sum
 from lm_retrieval.index.snippets import best_chunk, cut_snippet
 from lm_retrieval.records import Document, Hit, Span
 from lm_retrieval.search.backend import Backend, Ranking
@@ -72,7 +72,7 @@ class Searcher:
             query: a question or some words.
             k: how many hits.
             mode: `dense` (the encoder), `bm25` (words) or `hybrid` (both).
-            fusion: how hybrid joins them: weighted sum of min-max scores, or reciprocal rank fusion.
+            fusion: how hybrid joins them: weighted sum of scores in 0..1, or reciprocal rank fusion.
             dense_weight: the encoder's share in a weighted sum, 0..1; by default the one stored with the index.
             rerank: `lm` reorders the first 100 by how probable the encoder's language model finds the query after
                 having read each of them, interpolated with their scores.
@@ -106,6 +106,9 @@ class Searcher:
         rerank: Rerank = "none",
     ) -> list[dict[str, float]]:
         """For each query the best `k` documents as doc_id → score, best first; a document scores as its best chunk.
+
+        Hybrid search joins the first hundreds of both rankings. What follows them, in long rankings, has scores of -1,
+        -2 and so on; so has what follows the documents that `rerank` reorders.
 
         The arguments are those of `search`.
         """
@@ -224,13 +227,14 @@ class Searcher:
                 return _by_score(reciprocal_rank(lexical, dense))
             return _by_score(weighted_sum(lexical, dense, dense_weight=dense_weight))
 
-        depth = max(k, FUSION_DEPTH)
+        joined = fusion_depth(self.manifest["documents"])
+        depth = max(k, joined)
         rankings = []
         for query, dense in zip(queries, self._dense(queries, depth), strict=True):
             lexical = self.backend.lexical(query, depth)
-            ranking = join(_first(lexical, FUSION_DEPTH), _first(dense, FUSION_DEPTH))
+            # the same however many are asked for
+            ranking = join(_first(lexical, joined), _first(dense, joined))
             if k > len(ranking):
-                # the first hits are the same, however many are asked for
                 ranking = _followed(ranking, join(lexical, dense))
             rankings.append(_first(ranking, k))
         return rankings
