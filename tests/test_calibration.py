@@ -239,6 +239,15 @@ def test_of_a_tuned_encoder_only_documents_it_never_learns_from_are_asked() -> N
     assert calibrated(documents, random_encoder, tuned=True).queries == 2 * len(reserved)
 
 
+def test_a_tuned_encoder_gets_no_more_than_what_helped_on_judged_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_MIN_QUERIES", 5)
+    monkeypatch.setattr(calibration, "WEIGHTS", (0.0, 1.0))
+    documents = dotted(120)
+    assert calibrated(documents, dot_encoder).dense_weight == 0.65
+    found = calibrated(documents, dot_encoder, tuned=True)
+    assert (found.dense_weight, found.queries > 0) == (0.4, True)
+
+
 # ---------------------------------------------------------------- with an index
 
 
